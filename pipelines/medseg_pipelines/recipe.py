@@ -1,0 +1,211 @@
+"""Recipe: the frozen, checked description of one model; plain data that is read without torch or MONAI.
+
+A model is a folder with `recipe.yaml` and, beside it, the weights and a card. The folders that ship lie in
+`medseg_configs`; any other folder of the same shape is a model too.
+"""
+
+import difflib
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from medseg.errors import ModelMissing, UsageError
+
+RECIPE_FILE = "recipe.yaml"
+
+Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Network(_Section):
+    """Which network to build and with which options; `medseg.networks.build_network` judges the options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Label(_Section):
+    """One value of the label map."""
+
+    id: int = Field(ge=1, le=65535)
+    name: str
+    color: tuple[int, int, int]  # sRGB, 0 to 255
+    side: Literal["left", "right"] | None = None  # of the patient
+
+    @property
+    def structure(self) -> str:
+        """The name without its side: what left and right have in common."""
+        return self.name.removeprefix(f"{self.side} ") if self.side else self.name
+
+
+class Decode(_Section):
+    """How class scores become label ids: class c with its side looks up `table[c]`.
+
+    `table` holds one pair [right, left] of label ids per class, in the order of the network's outputs; both are equal
+    where a structure has no side. With a pair that differs, the network gives one more output after the classes: the
+    side, positive for the left of the patient.
+    """
+
+    table: tuple[tuple[int, int], ...] = Field(min_length=2)
+
+    @property
+    def sided(self) -> bool:
+        """Whether any class is told apart by side."""
+        return any(right != left for right, left in self.table)
+
+
+class Preparation(_Section):
+    """The grid and grey values that the network sees."""
+
+    orientation: Literal["RAS"] = "RAS"
+    spacing: Triple = (1.0, 1.0, 1.0)  # mm, RAS order
+    percentiles: tuple[float, float] = (0.5, 99.5)  # of the voxels above the background; they become 0 and 1
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"percentiles must rise within 0 to 100, got {self.percentiles}")
+        return self
+
+
+class Inference(_Section):
+    """The sliding window, on the prepared grid."""
+
+    window: tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels, RAS order
+    overlap: float = Field(ge=0, lt=1)  # share of the window
+
+
+class Scope(_Section):
+    """The images the model was made for; anything else is refused or needs an explicit word."""
+
+    modalities: tuple[str, ...]
+    anatomy: str
+    spacing: tuple[PositiveFloat, PositiveFloat]  # mm, smallest and largest along any axis
+    field_of_view: Triple  # mm, the least extent along each RAS axis
+    field_of_view_limit: Triple  # mm, more than this is not an image of this anatomy alone
+
+
+class Weights(_Section):
+    """The file with the parameters, and what it must be."""
+
+    file: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dtype: Literal["float32", "float16"] = "float32"
+    trained: bool
+    parameters: int = Field(ge=0)
+
+
+class Recipe(_Section):
+    """Everything that turns an image into the result of one model, but for the weights themselves."""
+
+    name: str
+    task: Literal["segmentation"]
+    title: str
+    summary: str
+    intended_use: str
+    licence: str
+    network: Network
+    labels: tuple[Label, ...]
+    decode: Decode
+    preparation: Preparation = Preparation()
+    inference: Inference
+    scope: Scope
+    weights: Weights
+    training: dict[str, Any] = {}  # checked by the training pipeline, which owns it
+
+    @model_validator(mode="after")
+    def _labels_and_table_agree(self) -> Self:
+        ids = [label.id for label in self.labels]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"label ids must differ, got {ids}")
+        named = {entry for pair in self.decode.table for entry in pair if entry}
+        if named != set(ids):
+            raise ValueError(
+                f"decode.table and labels must name the same ids, they differ in {sorted(named ^ set(ids))}"
+            )
+        return self
+
+
+def recipe_names() -> list[str]:
+    """The models that ship with the package, by name."""
+    root = Path(str(files("medseg_configs")))
+    return sorted(entry.name for entry in root.iterdir() if (entry / RECIPE_FILE).is_file())
+
+
+def recipe_folder(model: str | Path) -> Path:
+    """The folder of a model.
+
+    Args:
+        model: A name from `recipe_names()`, or the path of a folder that holds a recipe.
+
+    Raises:
+        UsageError: There is no such model.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    names = recipe_names()
+    if str(model) in names:
+        return Path(str(files("medseg_configs"))) / str(model)
+    raise UsageError(f"model '{model}' is not known{_guess(str(model), names)} (`medseg models` lists them)")
+
+
+def load_recipe(model: str | Path) -> Recipe:
+    """The recipe of a model, checked.
+
+    Raises:
+        UsageError: There is no such model, or its recipe says something wrong; the message names the field.
+        ModelMissing: The folder holds no recipe.
+    """
+    path = recipe_folder(model) / RECIPE_FILE
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelMissing(
+            f"model folder '{path.parent.name}' must hold {RECIPE_FILE}, found none; check the path"
+        ) from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"recipe '{path.parent.name}' is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"recipe '{path.parent.name}' must be a table of sections, got {type(content).__name__}")
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"recipe '{path.parent.name}': {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault of a recipe in one line; an unknown key comes with the likely right one."""
+    faults = error.errors()
+    # A misspelt key is also a missing one: the spelling is what helps.
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    at = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{at or 'content'}: {first['msg'].removeprefix('Value error, ')}"
+    *parents, key = first["loc"]
+    return f"unknown key '{at}'{_guess(str(key), _keys_at(parents))}"
+
+
+def _keys_at(parents: Iterable[int | str]) -> list[str]:
+    """The keys that a recipe allows below `parents`."""
+    section: Any = Recipe
+    for part in parents:
+        if isinstance(part, int):  # the position within a list says nothing about its keys
+            continue
+        kind = section.model_fields[part].annotation
+        section = (
+            kind if hasattr(kind, "model_fields") else next(a for a in kind.__args__ if hasattr(a, "model_fields"))
+        )
+    return list(section.model_fields)
+
+
+def _guess(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
