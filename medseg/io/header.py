@@ -1,0 +1,90 @@
+"""What is known of a file before its voxels are decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from medseg.volume import Source
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding about a file.
+
+    Attributes:
+        severity: "error" the file is refused, "warning" results may suffer, "note" it was repaired or is harmless.
+        text: One plain sentence without file name: the thing, what was expected, what came, the way out.
+    """
+
+    severity: Severity
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """A decoded file header.
+
+    Attributes:
+        shape: All stored axes; axes of length 1 after the third are dropped.
+        dtype: Stored voxel type with the file's byte order; structured for colour.
+        components: Values per voxel; 1 for a scalar image.
+        affine: (4, 4) voxel index to millimetres in RAS as the file says it, unchecked.
+        source: What the volume remembers of the file; its affine is not yet the checked one.
+        offset: First byte of the voxels in the (unpacked) file.
+        problems: What parsing found.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    affine: np.ndarray
+    source: Source
+    components: int = 1
+    offset: int = 0
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a look at the header tells, for damaged files as well; None where the file did not say.
+
+    Attributes:
+        name: File name without its folder.
+        format: "NIfTI-1", "NIfTI-2", "MGH", "NRRD", "MetaImage", or None.
+        shape: All stored axes.
+        spacing: Millimetres per voxel along the first three axes.
+        orientation: Three letters such as "RAS".
+        affine: (4, 4) voxel index to millimetres in RAS, after repair.
+        dtype: Stored voxel type, for example "int16".
+        byte_order: "little" or "big".
+        scaling: Slope and intercept; (1.0, 0.0) without scaling.
+        units: Unit that the file states: "mm", "um", "m" or "unknown".
+        qform_code: NIfTI qform code.
+        sform_code: NIfTI sform code.
+        memory: Bytes that one decoded time point takes.
+        problems: Findings, errors first.
+    """
+
+    name: str
+    format: str | None = None
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, float, float] | None = None
+    orientation: str | None = None
+    affine: np.ndarray | None = None
+    dtype: str | None = None
+    byte_order: str | None = None
+    scaling: tuple[float, float] | None = None
+    units: str | None = None
+    qform_code: int | None = None
+    sform_code: int | None = None
+    memory: int | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the header gives no reason to refuse the file."""
+        return all(problem.severity != "error" for problem in self.problems)
