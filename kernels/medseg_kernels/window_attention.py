@@ -1,4 +1,4 @@
-"""Attention inside paired windows of two grids: fine queries look at the coarse keys of the same place (WAU, 2106.10637).
+"""Attention inside paired windows of two grids: fine queries look at the coarse keys of their place (WAU, 2106.10637).
 
 B batch, d spatial rank, S fine size and s coarse size per axis, r = S / s, h heads, c head width,
 M window side on the coarse grid; a query window has r*M tokens per axis, so a pair covers one physical area.
