@@ -1,0 +1,101 @@
+"""A volume and its label map to three flat planes in patient directions; arrays in, arrays out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_AXES = ("LR", "PA", "IS")  # array letters that mean the first, second and third RAS axis
+_FLIPPED = "LPI"
+_MARGIN = 22.0  # mm shown around the labels: enough for the scalp, so that the eye finds its way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """One plane as it is shown: rows downward, columns to the right, in radiological convention."""
+
+    name: str
+    position: float  # mm along the RAS axis that the plane is perpendicular to
+    image: NDArray[np.floating]  # (rows, columns), grey values of the volume
+    labels: NDArray[np.integer]  # (rows, columns), label ids
+    spacing: tuple[float, float]  # mm per row and per column
+    letters: tuple[str, str, str, str]  # directions of the patient at left, right, top, bottom
+
+
+def three_planes(
+    voxels: NDArray[np.generic], labels: NDArray[np.integer], affine: NDArray[np.floating], orientation: Sequence[str]
+) -> tuple[Plane, Plane, Plane]:
+    """The axial, coronal and sagittal plane that show the most of the structures.
+
+    An oblique grid is shown along its own axes under the letters nearest to them; nothing is resampled here.
+
+    Args:
+        voxels: Grey values, (X, Y, Z).
+        labels: Label ids on the same grid.
+        affine: Voxel index to RAS mm, (4, 4).
+        orientation: The letter of each array axis, like "LPS".
+    """
+    order = [next(i for i, letter in enumerate(orientation) if letter in axis) for axis in _AXES]
+    flips = tuple(slice(None, None, -1 if orientation[i] in _FLIPPED else 1) for i in order)
+    image, ids = (np.transpose(array, order)[flips] for array in (voxels, labels))  # views, x to R, y to A, z to S
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)[order]
+    at, box = _best_slices(ids, spacing)
+    centre = _position(affine, order, flips, at, ids.shape)
+
+    def plane(name: str, axis: int, letters: tuple[str, str, str, str]) -> Plane:
+        window = tuple(at[i] if i == axis else box[i] for i in range(3))
+        column, row = (i for i in range(3) if i != axis)
+        image_2d, ids_2d = (array[window].T[::-1, ::-1] for array in (image, ids))
+        return Plane(
+            name=name,
+            position=centre[axis],
+            image=np.asarray(image_2d, np.float32),
+            labels=np.asarray(ids_2d),
+            spacing=(float(spacing[row]), float(spacing[column])),
+            letters=letters,
+        )
+
+    return (
+        plane("axial", 2, ("R", "L", "A", "P")),
+        plane("coronal", 1, ("R", "L", "S", "I")),
+        plane("sagittal", 0, ("A", "P", "S", "I")),
+    )
+
+
+def _best_slices(ids: NDArray[np.integer], spacing: NDArray[np.floating]) -> tuple[list[int], list[slice]]:
+    """Per axis, the slice that shows the largest share of every structure, and the range around all labels."""
+    at, box = [], []
+    for axis in range(3):
+        areas = _areas(ids, axis)[:, 1:]  # (slices, structures)
+        largest = areas.max(axis=0, initial=0)
+        length = ids.shape[axis]
+        if not largest.any():
+            at.append(length // 2)
+            box.append(slice(0, length))
+            continue
+        at.append(int(np.argmax((areas[:, largest > 0] / largest[largest > 0]).sum(axis=1))))
+        filled = np.flatnonzero(areas.any(axis=1))
+        margin = int(np.ceil(_MARGIN / spacing[axis]))
+        box.append(slice(max(0, int(filled[0]) - margin), min(length, int(filled[-1]) + margin + 1)))
+    return at, box
+
+
+def _areas(ids: NDArray[np.integer], axis: int) -> NDArray[np.int64]:
+    """Voxels per slice and label id, (slices, largest id + 1)."""
+    size = int(ids.max(initial=0)) + 1
+    return np.stack([np.bincount(plane.ravel(), minlength=size) for plane in np.moveaxis(ids, axis, 0)])
+
+
+def _position(
+    affine: NDArray[np.floating],
+    order: list[int],
+    flips: tuple[slice, ...],
+    at: list[int],
+    shape: tuple[int, ...],
+) -> list[float]:
+    """RAS mm of the voxel where the three planes meet."""
+    index = np.ones(4)
+    for axis, source in enumerate(order):
+        index[source] = at[axis] if flips[axis].step == 1 else shape[axis] - 1 - at[axis]
+    return [float(value) for value in (affine @ index)[:3]]
