@@ -30,7 +30,7 @@ _HOMES = {
 def load_model(name: str | None = None, **options: Any) -> Any:
     """A model that is ready to be called on a volume.
 
-    The pipelines lie above this package, so they are found through the entry point that they register and never imported.
+    The pipelines lie above this package: they are found through the entry point that they register, never imported.
 
     Args:
         name: A name from `medseg models`, or None for the default model.

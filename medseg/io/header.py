@@ -11,6 +11,8 @@ from medseg.volume import Source
 
 Severity = Literal["error", "warning", "note"]
 
+NO_ORIENTATION = "the file states no orientation: left and right are unknown, and were assumed"
+
 
 @dataclass(frozen=True)
 class Problem:
