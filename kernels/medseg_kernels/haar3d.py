@@ -1,4 +1,4 @@
-"""3D Haar wavelet transform, its inverse, and the transform with two pointwise convolutions behind it (DISGAN, 2308.12084).
+"""3D Haar wavelet transform, its inverse, and the transform with two projections behind it (DISGAN, 2308.12084).
 
 Along one axis low_i = (x_2i + x_2i+1) / sqrt 2 and high_i = (x_2i - x_2i+1) / sqrt 2; the transform does so along D, H
 and W. It is orthonormal, so its inverse is its adjoint, and each op is the other's backward.
@@ -69,6 +69,16 @@ def _store_row(out_ptr, block, low, high, inside):
 
 
 @triton.jit
+def _store_bands(band_ptr, stride, x00, x01, x10, x11, inside):
+    """Write the four bands that differ in the details of D and H, from the four (d, h) corners of a block."""
+    scale = 0.35355339059327373  # 8**-0.5
+    tl.store(band_ptr, (x00 + x01 + x10 + x11) * scale, mask=inside)
+    tl.store(band_ptr + 2 * stride, (x00 - x01 + x10 - x11) * scale, mask=inside)
+    tl.store(band_ptr + 4 * stride, (x00 + x01 - x10 - x11) * scale, mask=inside)
+    tl.store(band_ptr + 6 * stride, (x00 - x01 - x10 + x11) * scale, mask=inside)
+
+
+@triton.jit
 def _haar3d_kernel(x_ptr, out_ptr, cells, channels, depth, height, width, ACC: tl.constexpr, BLOCK: tl.constexpr):
     """Read each 2x2x2 block once, write its eight bands; a program takes BLOCK blocks."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # int64: a batch of volumes passes 2**31 voxels
@@ -80,13 +90,8 @@ def _haar3d_kernel(x_ptr, out_ptr, cells, channels, depth, height, width, ACC: t
     l10, h10 = _load_row(x_ptr, block + plane, inside, ACC)
     l11, h11 = _load_row(x_ptr, block + plane + row, inside, ACC)
     stride = channels.to(tl.int64) * depth * height * width  # from one band to the next
-    for detail in tl.static_range(2):  # of W
-        a, b, c, d = (l00, l01, l10, l11) if detail == 0 else (h00, h01, h10, h11)
-        scale = 0.35355339059327373  # 8**-0.5
-        tl.store(out_ptr + band + detail * stride, (a + b + c + d) * scale, mask=inside)
-        tl.store(out_ptr + band + (2 + detail) * stride, (a - b + c - d) * scale, mask=inside)
-        tl.store(out_ptr + band + (4 + detail) * stride, (a + b - c - d) * scale, mask=inside)
-        tl.store(out_ptr + band + (6 + detail) * stride, (a - b - c + d) * scale, mask=inside)
+    _store_bands(out_ptr + band, stride, l00, l01, l10, l11, inside)
+    _store_bands(out_ptr + band + stride, stride, h00, h01, h10, h11, inside)
 
 
 @triton.jit

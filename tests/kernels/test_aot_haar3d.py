@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.aot import assert_fits, compile_kernel
+
 from medseg_kernels import haar3d
 from medseg_kernels.dispatch import tl
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.haar3d import (
     haar3d,
@@ -13,7 +15,6 @@ from medseg_kernels.haar3d import (
     ihaar3d,
     ihaar3d_reference,
 )
-from torch import Tensor
 
 SHAPES = [(1, 1, 2, 2, 2), (2, 3, 4, 6, 10), (1, 5, 8, 14, 18)]
 

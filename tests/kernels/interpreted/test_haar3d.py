@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.haar3d import haar3d, haar3d_reference, ihaar3d, ihaar3d_reference
 
