@@ -1,13 +1,11 @@
 """A volume and its label map to three flat planes in patient directions; arrays in, arrays out."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-_AXES = ("LR", "PA", "IS")  # array letters that mean the first, second and third RAS axis
-_FLIPPED = "LPI"
+from medseg.volume import Volume
+
 _MARGIN = 22.0  # mm shown around the labels: enough for the scalp, so that the eye finds its way
 
 
@@ -17,31 +15,28 @@ class Plane:
 
     name: str
     position: float  # mm along the RAS axis that the plane is perpendicular to
-    image: NDArray[np.floating]  # (rows, columns), grey values of the volume
-    labels: NDArray[np.integer]  # (rows, columns), label ids
+    image: np.ndarray  # (rows, columns), grey values of the volume
+    labels: np.ndarray  # (rows, columns), label ids
     spacing: tuple[float, float]  # mm per row and per column
     letters: tuple[str, str, str, str]  # directions of the patient at left, right, top, bottom
 
 
-def three_planes(
-    voxels: NDArray[np.generic], labels: NDArray[np.integer], affine: NDArray[np.floating], orientation: Sequence[str]
-) -> tuple[Plane, Plane, Plane]:
+def three_planes(volume: Volume, label_map: Volume) -> tuple[Plane, Plane, Plane]:
     """The axial, coronal and sagittal plane that show the most of the structures.
 
     An oblique grid is shown along its own axes under the letters nearest to them; nothing is resampled here.
 
     Args:
-        voxels: Grey values, (X, Y, Z).
-        labels: Label ids on the same grid.
-        affine: Voxel index to RAS mm, (4, 4).
-        orientation: The letter of each array axis, like "LPS".
+        volume: Grey values.
+        label_map: Label ids on the same grid.
     """
-    order = [next(i for i, letter in enumerate(orientation) if letter in axis) for axis in _AXES]
-    flips = tuple(slice(None, None, -1 if orientation[i] in _FLIPPED else 1) for i in order)
-    image, ids = (np.transpose(array, order)[flips] for array in (voxels, labels))  # views, x to R, y to A, z to S
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)[order]
+    world, signs = volume.grid.axes
+    order = [world.index(axis) for axis in range(3)]
+    flips = tuple(slice(None, None, signs[axis]) for axis in order)  # order names array axes, as signs does
+    image, ids = (np.transpose(v.voxels, order)[flips] for v in (volume, label_map))  # views, x to R, y to A, z to S
+    spacing = np.asarray(volume.spacing)[order]
     at, box = _best_slices(ids, spacing)
-    centre = _position(affine, order, flips, at, ids.shape)
+    centre = _position(volume.affine, order, flips, at, ids.shape)
 
     def plane(name: str, axis: int, letters: tuple[str, str, str, str]) -> Plane:
         window = tuple(at[i] if i == axis else box[i] for i in range(3))
@@ -63,7 +58,7 @@ def three_planes(
     )
 
 
-def _best_slices(ids: NDArray[np.integer], spacing: NDArray[np.floating]) -> tuple[list[int], list[slice]]:
+def _best_slices(ids: np.ndarray, spacing: np.ndarray) -> tuple[list[int], list[slice]]:
     """Per axis, the slice that shows the largest share of every structure, and the range around all labels."""
     at, box = [], []
     for axis in range(3):
@@ -81,14 +76,14 @@ def _best_slices(ids: NDArray[np.integer], spacing: NDArray[np.floating]) -> tup
     return at, box
 
 
-def _areas(ids: NDArray[np.integer], axis: int) -> NDArray[np.int64]:
+def _areas(ids: np.ndarray, axis: int) -> np.ndarray:
     """Voxels per slice and label id, (slices, largest id + 1)."""
     size = int(ids.max(initial=0)) + 1
     return np.stack([np.bincount(plane.ravel(), minlength=size) for plane in np.moveaxis(ids, axis, 0)])
 
 
 def _position(
-    affine: NDArray[np.floating],
+    affine: np.ndarray,
     order: list[int],
     flips: tuple[slice, ...],
     at: list[int],

@@ -66,7 +66,7 @@ class Preparation(_Section):
 
     orientation: Literal["RAS"] = "RAS"
     spacing: Triple = (1.0, 1.0, 1.0)  # mm, RAS order
-    percentiles: tuple[float, float] = (0.5, 99.5)  # of the voxels above the background; they become 0 and 1
+    percentiles: tuple[float, float] = (1.0, 99.0)  # of all voxels; they become 0 and 1
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -91,6 +91,7 @@ class Scope(_Section):
     spacing: tuple[PositiveFloat, PositiveFloat]  # mm, smallest and largest along any axis
     field_of_view: Triple  # mm, the least extent along each RAS axis
     field_of_view_limit: Triple  # mm, more than this is not an image of this anatomy alone
+    plausible_volume: tuple[PositiveFloat, PositiveFloat] | None = None  # ml, of all structures together
 
 
 class Weights(_Section):

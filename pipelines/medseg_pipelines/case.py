@@ -1,0 +1,87 @@
+"""An input as it came: the volume, and the facts by which a later run recognises it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg import io
+from medseg.volume import Volume
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRecord:
+    """What the manifest says of the input: no path, no header text."""
+
+    name: str | None  # file name without its folder; None for an image that came from memory
+    size: int  # bytes of the file, or of the voxels
+    sha256: str  # of the file, or of voxels and affine
+    time_point: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One subject's volume with its record."""
+
+    volume: Volume
+    record: InputRecord
+
+
+def read_case(image: Any, *, time_point: int | None = None, memory_limit: int | None = None) -> Case:
+    """A case from a path, a Volume, a nibabel or a SimpleITK image.
+
+    Args:
+        image: What to segment.
+        time_point: Index from 0 into the fourth axis, where there is one.
+        memory_limit: Bytes that the decoded voxels of a file may take.
+
+    Raises:
+        InputRefused: The image cannot be used.
+        UsageError: There is no such file, or no such time point.
+        TypeError: `image` is none of these.
+    """
+    if isinstance(image, Case):
+        return image
+    if isinstance(image, (str, Path)):
+        path = Path(image)
+        volume = io.read(path, time_point=time_point, memory_limit=memory_limit)
+        digest, size = hash_file(path)
+        return Case(volume=volume, record=InputRecord(name=path.name, size=size, sha256=digest, time_point=time_point))
+    volume = image if isinstance(image, Volume) else _from_memory(image, time_point)
+    digest = hash_volume(volume)
+    return Case(
+        volume=volume,
+        record=InputRecord(name=None, size=volume.voxels.nbytes, sha256=digest, time_point=time_point),
+    )
+
+
+def _from_memory(image: Any, time_point: int | None) -> Volume:
+    package = type(image).__module__.split(".")[0]  # asked by name: neither package is loaded only to ask
+    if package == "nibabel":
+        return io.from_nibabel(image, time_point=time_point)
+    if package == "SimpleITK":
+        return io.from_sitk(image, time_point=time_point)
+    raise TypeError(f"image must be a path, a Volume, a nibabel or a SimpleITK image, got {type(image).__name__}")
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """The sha256 and the size in bytes of a file."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def hash_volume(volume: Volume) -> str:
+    """The sha256 of type, shape, affine and voxels: equal only for volumes that are equal bit for bit."""
+    digest = hashlib.sha256(f"{volume.voxels.dtype.str}{volume.shape}".encode())
+    digest.update(np.ascontiguousarray(volume.affine).tobytes())
+    for slab in volume.voxels:
+        digest.update(np.ascontiguousarray(slab).tobytes())
+    return digest.hexdigest()

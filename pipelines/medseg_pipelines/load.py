@@ -1,0 +1,29 @@
+"""The one door to a model: a name or a folder becomes something that segments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medseg_pipelines.recipe import load_recipe, recipe_folder
+
+if TYPE_CHECKING:
+    from medseg_pipelines.segmentation import Segmentation
+
+
+def load_model(model: str | Path, *, device: str = "auto", engine: str = "auto") -> Segmentation:
+    """A model, ready to be called with a path, a Volume, a nibabel or a SimpleITK image.
+
+    Args:
+        model: A name from `medseg models`, or a model folder (recipe and weights).
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        engine: "auto" for the fastest one installed, or its name.
+
+    Raises:
+        UsageError: There is no such model, device or engine.
+        ModelMissing: The weights are absent or are not the ones the recipe names.
+    """
+    recipe = load_recipe(model)  # before torch: a wrong name must be told at once
+    from medseg_pipelines.segmentation import Segmentation
+
+    return Segmentation(recipe, recipe_folder(model), device=device, engine=engine)

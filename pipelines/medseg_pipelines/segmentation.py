@@ -1,0 +1,227 @@
+"""Segment one volume: read, prepare, predict, undo; the label map lies on the grid of the input."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from medseg.errors import InputRefused, UsageError
+from medseg.geometry import crop, to_ras, to_spacing
+from medseg.intensity import rescale_percentiles
+from medseg.networks import build_network
+from medseg.volume import Volume
+from medseg.weights import load_weights, sha256_of
+from medseg_pipelines import engines, inferers
+from medseg_pipelines.case import Case, read_case
+from medseg_pipelines.events import Callback, Reporter
+from medseg_pipelines.manifest import Machine, build_manifest
+from medseg_pipelines.recipe import RECIPE_FILE, Recipe
+from medseg_pipelines.results import Result
+from medseg_pipelines.scope import implausible_size, judge, require_in_scope
+from medseg_pipelines.statistics import measure
+from medseg_pipelines.words import UNTRAINED
+
+_MARGIN = 10.0  # mm kept around what is not background
+
+
+class Step(Protocol):
+    """The way back from one step of preparation."""
+
+    def undo(self, volume: Volume) -> Volume:
+        """A volume on the grid after the step, brought to the grid before it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run will take, found out without running it."""
+
+    grid: tuple[int, int, int]  # voxels of the prepared image
+    spacing: tuple[float, float, float]  # mm
+    tiles: int
+    peak_bytes: int
+    seconds: float  # measured on one tile
+
+
+class Segmentation:
+    """A model ready to run.
+
+    Args:
+        recipe: What to do.
+        folder: Where the recipe and the weights lie.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        engine: "auto", or a name from `engines.available()`.
+
+    Raises:
+        ModelMissing: The weights are absent or are not the ones the recipe names.
+        UsageError: There is no such device or engine.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, *, device: str = "auto", engine: str = "auto") -> None:
+        self.recipe = recipe
+        self.device = find_device(device)
+        self._recipe_sha256 = sha256_of(folder / RECIPE_FILE)
+        if engine not in ("auto", *engines.available()):
+            raise UsageError(f"engine must be one of auto, {', '.join(engines.available())}, got '{engine}'")
+        network = build_network(recipe.network.name, **recipe.network.options)
+        load_weights(network, folder / recipe.weights.file, sha256=recipe.weights.sha256)
+        shape = (1, 1, *recipe.inference.window)
+        self._predict = engines.prepare(network.eval(), engine=engine, device=str(self.device), example_shape=shape)
+        self.engine = engine
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        progress: Callback | None = None,
+        time_point: int | None = None,
+        force_scope: bool = False,
+        memory_limit: int | None = None,
+    ) -> Result:
+        """Segment one image.
+
+        Args:
+            image: A path, a Volume, a nibabel or a SimpleITK image, or a Case.
+            progress: Gets every `Event`; returning False or raising `Cancelled` stops the run.
+            time_point: Index from 0 into the fourth axis, where there is one.
+            force_scope: Run on an image that the model was not made for.
+            memory_limit: Bytes that the run may take.
+
+        Raises:
+            InputRefused: The image cannot be used, or is not what the model was made for.
+            Cancelled: The callback said so.
+        """
+        report = Reporter(progress)
+        report.start("reading")
+        case = read_case(image, time_point=time_point, memory_limit=memory_limit)
+        findings = judge(case.volume, self.recipe.scope)
+        warnings = [*case.volume.notes, *require_in_scope(findings, self.recipe.name, force=force_scope)]
+        report.start("preparing")
+        prepared, steps = self._prepare(case.volume)
+        self._require_memory(prepared, memory_limit)
+        report.start("segmenting")
+        labels = self._undo(self._label(prepared, report), steps, case.volume)
+        report.start("measuring")
+        return self._result(case, labels, warnings, report, force_scope=force_scope)
+
+    def plan(self, case: Case) -> RunPlan:
+        """What segmenting the case will take; one window is run to know the time."""
+        prepared, _ = self._prepare(case.volume)
+        inference = self.recipe.inference
+        plan = inferers.plan(prepared.shape, inference.window, inference.overlap)
+        window = torch.zeros((1, 1, *inference.window), device=self.device)
+        self._predict(window)  # the first run pays for what later ones find ready
+        started = monotonic()
+        self._predict(window)
+        seconds = (monotonic() - started) * plan.tiles
+        return RunPlan(
+            grid=prepared.shape,
+            spacing=prepared.spacing,
+            tiles=plan.tiles,
+            peak_bytes=plan.peak_bytes + case.volume.voxels.nbytes,
+            seconds=round(seconds, 1),
+        )
+
+    def _prepare(self, volume: Volume) -> tuple[Volume, list[Step]]:
+        """The image as the network sees it, and the way back."""
+        volume, turned = to_ras(volume)
+        volume, cropped = crop(volume, *_content(volume))
+        volume, resampled = to_spacing(volume, self.recipe.preparation.spacing)
+        grey = rescale_percentiles(volume.voxels, *self.recipe.preparation.percentiles)
+        return volume.with_voxels(grey), [turned, cropped, resampled]
+
+    def _label(self, prepared: Volume, report: Reporter) -> Volume:
+        inference = self.recipe.inference
+        labels = inferers.label_volume(
+            self._predict,
+            prepared.voxels,
+            window=inference.window,
+            overlap=inference.overlap,
+            table=np.asarray(self.recipe.decode.table),
+            progress=report.advance,
+        )
+        return prepared.with_voxels(labels, kind="labels")
+
+    @staticmethod
+    def _undo(labels: Volume, steps: list[Step], original: Volume) -> Volume:
+        for step in reversed(steps):
+            labels = step.undo(labels)
+        return Volume(labels.voxels, original.affine, kind="labels", source=original.source)
+
+    def _require_memory(self, prepared: Volume, limit: int | None) -> None:
+        inference = self.recipe.inference
+        needed = inferers.plan(prepared.shape, inference.window, inference.overlap).peak_bytes
+        if limit is not None and needed > limit:
+            raise InputRefused(
+                f"run needs about {needed / 1e9:.1f} GB, --memory-limit allows {limit / 1e9:.1f} GB; "
+                "raise the limit or crop the image"
+            )
+
+    def _result(
+        self, case: Case, labels: Volume, warnings: list[str], report: Reporter, *, force_scope: bool
+    ) -> Result:
+        structures = measure(labels.voxels, labels.affine, self.recipe.labels)
+        size = implausible_size(sum(s.ml or 0.0 for s in structures), self.recipe.scope)
+        if size:
+            warnings.append(size)
+        if not self.recipe.weights.trained:
+            warnings.insert(0, UNTRAINED)
+        report.finish()
+        manifest = build_manifest(
+            recipe=self.recipe,
+            recipe_sha256=self._recipe_sha256,
+            case=case,
+            labels=labels,
+            machine=self._machine(),
+            force_scope=force_scope,
+            seconds=report.seconds,
+            warnings=tuple(warnings),
+        )
+        return Result(
+            volume=labels,
+            image=case.volume,
+            labels=self.recipe.labels,
+            statistics=structures,
+            manifest=manifest,
+            recipe=self.recipe,
+        )
+
+    def _machine(self) -> Machine:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return Machine(device=str(self.device), device_name=name, engine=self.engine, threads=torch.get_num_threads())
+
+
+def find_device(name: str) -> torch.device:
+    """The device behind a name; "auto" takes a GPU where there is one.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        here = "cpu" + ", cuda" * torch.cuda.is_available() + ", mps" * torch.backends.mps.is_available()
+        raise UsageError(f"device must be auto or one of {here}, got '{name}'; `medseg doctor` lists them") from None
+    return device
+
+
+def _content(volume: Volume) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """First voxel and one past the last of the box around what is not background, with a margin.
+
+    Background is the smallest value: the empty frame around a brain whose skull was removed costs windows and shifts
+    the percentiles, and nothing is lost with it.
+    """
+    filled = volume.voxels > volume.voxels.min()
+    start, stop = [], []
+    for axis, step in enumerate(volume.spacing):
+        along = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
+        margin = int(np.ceil(_MARGIN / step))
+        start.append(max(0, int(along[0]) - margin))
+        stop.append(min(volume.shape[axis], int(along[-1]) + 1 + margin))
+    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
