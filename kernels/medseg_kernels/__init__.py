@@ -1,0 +1,16 @@
+"""Fused attention and sampling ops of the networks: each one function, exact on every device."""
+
+from medseg_kernels.layout import SegmentLayout, layout_dense, layout_from_labels, layout_windows
+from medseg_kernels.region_attention import region_attention
+from medseg_kernels.softmax_attention import segment_attention
+from medseg_kernels.window_attention import window_attention
+
+__all__ = [
+    "SegmentLayout",
+    "layout_dense",
+    "layout_from_labels",
+    "layout_windows",
+    "region_attention",
+    "segment_attention",
+    "window_attention",
+]

@@ -34,7 +34,7 @@ else:
         triton = SimpleNamespace(
             jit=_leave, cdiv=lambda a, b: -(-a // b), next_power_of_2=lambda n: 1 << (n - 1).bit_length()
         )
-        tl = SimpleNamespace(constexpr=int)
+        tl = SimpleNamespace(constexpr=float)
         HAS_TRITON = False
 
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)

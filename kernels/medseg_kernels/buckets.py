@@ -1,0 +1,130 @@
+"""Segment attention on a CPU: segments of similar length go through PyTorch's fused attention as one padded batch.
+
+Measured against a loop over segments, sorted chunks of plain products, FlexAttention and a dense mask
+(BENCHMARKS.md), buckets are the fastest or tie at every number of regions. The fused call keeps only the logarithm of
+each softmax sum, so forward and backward need memory in proportion to the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ALONE = 512  # tokens from which a segment is worth a call of its own
+SLACK = 1.25  # longest over shortest segment of one batch: bounds the padding at a quarter
+TINY = 16  # tokens up to which all segments share one batch: the call costs more than the padding
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Segments that share one call.
+
+    Args:
+        q_rows: Rows of q, (segments, longest), -1 where a segment is shorter.
+        k_rows: Rows of k, alike.
+    """
+
+    q_rows: Tensor
+    k_rows: Tensor
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """What to add to the logits: -inf at places without a key, (segments, 1, 1, longest); None if all are real."""
+        empty = self.k_rows < 0
+        if not bool(empty.any()):
+            return None
+        return torch.zeros(empty.shape, dtype=dtype).masked_fill_(empty, float("-inf"))[:, None, None, :]
+
+
+def buckets(q_rows: Tensor, q_start: Tensor, k_rows: Tensor, k_start: Tensor) -> Iterator[Bucket]:
+    """Group segments of similar length, in their own order; segments without queries or keys are left out."""
+    lengths = torch.stack((q_start.diff(), k_start.diff()), 1)
+    used = (lengths > 0).all(1).nonzero().flatten()
+    sizes = lengths[used].tolist()
+    first = 0
+    while first < len(sizes):
+        low = high = sizes[first]
+        last = first + 1
+        while last < len(sizes):
+            low = [min(pair) for pair in zip(low, sizes[last], strict=True)]
+            high = [max(pair) for pair in zip(high, sizes[last], strict=True)]
+            if not _alike(low, high):
+                break
+            last += 1
+        group = used[first:last]
+        yield Bucket(_padded(q_rows, q_start, group), _padded(k_rows, k_start, group))
+        first = last
+
+
+def _alike(low: list[int], high: list[int]) -> bool:
+    """Whether segments of `low` to `high` (queries, keys) make one batch."""
+    close = all(long <= SLACK * short for short, long in zip(low, high, strict=True))
+    return max(high) <= TINY or (max(high) <= ALONE and close)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[Bucket], scale: float) -> tuple[Tensor, Tensor]:
+    """Outputs (Nq, h, Dv) and log-sums (Nq, h); rows in no bucket get zeros and -inf."""
+    out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
+    lse = torch.full(q.shape[:2], float("-inf"), dtype=_sum_dtype(q), device=q.device)
+    width = max(q.shape[2], v.shape[2])
+    for group in groups:
+        queries, keys, values = (
+            _take(*pair, width) for pair in ((q, group.q_rows), (k, group.k_rows), (v, group.k_rows))
+        )
+        found, sums = _forward(queries, keys, values, 0.0, False, attn_mask=group.mask(q.dtype), scale=scale)
+        _put(out, found, group.q_rows)
+        _put(lse, sums, group.q_rows)
+    return out, lse
+
+
+def attend_backward(
+    saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], grad: Tensor, groups: list[Bucket], scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v; `saved` is q, k, v and what `attend` returned."""
+    q, k, v, out, lse = saved
+    grads = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    width = max(q.shape[2], v.shape[2])
+    for group in groups:
+        at_q, at_k = group.q_rows, group.k_rows
+        tiles = [_take(x, rows, width) for x, rows in ((grad, at_q), (q, at_q), (k, at_k), (v, at_k), (out, at_q))]
+        sums = lse[at_q.clamp(min=0)].transpose(1, 2)
+        found = _backward(*tiles, sums, 0.0, False, attn_mask=group.mask(q.dtype), scale=scale)
+        for whole, part, rows in zip(grads, found, (at_q, at_k, at_k), strict=True):
+            _put(whole, part, rows)
+    return grads
+
+
+def _padded(rows: Tensor, start: Tensor, group: Tensor) -> Tensor:
+    """(segments, longest) rows of the segments in `group`."""
+    length = start[group + 1] - start[group]
+    place = torch.arange(int(length.max()), device=rows.device)
+    at = start[group][:, None] + place
+    return torch.where(place < length[:, None], rows[at.clamp(max=len(rows) - 1)].long(), -1)
+
+
+def _take(x: Tensor, rows: Tensor, width: int) -> Tensor:
+    """(N, h, D) to (segments, h, longest, width); zeros at empty places, and behind D where the fused call needs it."""
+    taken = x.index_select(0, rows.flatten().clamp(min=0)).unflatten(0, rows.shape)
+    if bool((rows < 0).any()):
+        taken = taken.masked_fill_((rows < 0)[:, :, None, None], 0)  # a foreign NaN must not come in by an empty place
+    return torch.nn.functional.pad(taken, (0, width - x.shape[2])).transpose(1, 2)
+
+
+def _put(whole: Tensor, part: Tensor, rows: Tensor) -> None:
+    """Write (segments, h, longest, ...) back to the rows it belongs to."""
+    part = part.transpose(1, 2).to(whole.dtype)
+    part = part[..., : whole.shape[2]] if whole.ndim == 3 else part
+    real = rows >= 0
+    if bool(real.all()):
+        whole.index_copy_(0, rows.flatten(), part.flatten(0, 1))
+    else:
+        whole.index_copy_(0, rows[real], part[real])
+
+
+def _sum_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
