@@ -24,7 +24,10 @@ _ORIENTED = {"NRRD": {"space directions"}, "MetaImage": {"transformmatrix", "rot
 _DATA_FILE = {"NRRD": ("data file", "datafile"), "MetaImage": ("elementdatafile",)}
 _NUMPY_NAMES = {
     **{f"{sign}Int{bits}": f"{sign.lower()}int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)},
-    **{"Float32": "float32", "Float64": "float64", "ComplexFloat32": "complex64", "ComplexFloat64": "complex128"},
+    "Float32": "float32",
+    "Float64": "float64",
+    "ComplexFloat32": "complex64",
+    "ComplexFloat64": "complex128",
 }
 _TYPES = {
     getattr(sitk, f"sitk{vector}{itk_name}"): name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from nibabel.freesurfer.mghformat import MGHError, MGHHeader
@@ -33,7 +34,7 @@ def read_header(path: Path) -> Header:
     if min(dims) < 1:
         raise InputRefused(f"expected axes of positive length, got {dims}; export the file again")
     try:
-        dtype = fields.get_data_dtype()
+        dtype = np.dtype(cast("Any", fields.get_data_dtype()))  # nibabel's own annotation is wider than what it returns
     except (MGHError, KeyError):
         raise InputRefused(f"expected an MGH voxel type, got code {int(fields['type'])}; convert it") from None
     shape = tuple(dims if dims[3] > 1 else dims[:3])

@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.quaternions import quat2mat
 from nibabel.spatialimages import HeaderDataError
 
 from medseg.errors import InputRefused
@@ -252,7 +253,7 @@ def _qform(fields: Any) -> np.ndarray:
     """The qform matrix; NaN where the quaternion is none."""
     sizes = np.abs(np.asarray(fields["pixdim"], np.float64)[1:4])
     try:
-        rotation = nib.quaternions.quat2mat(fields.get_qform_quaternion())
+        rotation = quat2mat(fields.get_qform_quaternion())
     except (HeaderDataError, ValueError):
         return np.full((4, 4), np.nan)
     matrix = np.eye(4)
