@@ -84,11 +84,11 @@ def evaluate(
     """
     ours, theirs, notes = _on_one_grid(prediction, reference, resample=resample)
     plan = _read_mapping(mapping, names) if mapping is not None else _equal_ids(ours, theirs, names)
-    keep = ~np.isin(theirs.voxels, list(plan.ignored)) if plan.ignored else None
+    keep = ~np.isin(theirs.voxels, list(plan.ignored))
     scores = []
     for name in plan.ours:
-        masks = [np.isin(v.voxels, list(ids)) for v, ids in ((ours, plan.ours[name]), (theirs, plan.theirs[name]))]
-        scores.append(_score(name, *(mask & keep if keep is not None else mask for mask in masks), ours))
+        mask = keep & np.isin(ours.voxels, list(plan.ours[name]))
+        scores.append(_score(name, mask, keep & np.isin(theirs.voxels, list(plan.theirs[name])), ours))
     counted = [score for score in scores if not math.isnan(score.dice)]
     return Evaluation(
         scores=tuple(scores),
@@ -126,7 +126,7 @@ def _on_one_grid(prediction: Volume, reference: Volume, *, resample: bool) -> tu
             "--resample brings the reference to the grid of the prediction"
         )
     step = np.linalg.inv(theirs.affine) @ ours.affine
-    moved = ndimage.affine_transform(theirs.voxels, step[:3, :3], step[:3, 3], output_shape=ours.shape, order=0)
+    moved = ndimage.affine_transform(theirs.voxels, step, output_shape=ours.shape, order=0)
     note = "The reference was resampled to the grid of the prediction by nearest neighbour."
     return ours, Volume(moved, ours.affine, kind="labels"), [note]
 

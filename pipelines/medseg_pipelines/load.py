@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg_pipelines.recipe import load_recipe, recipe_folder
+from medseg.errors import UsageError
+from medseg_pipelines.recipe import load_recipe, recipe_folder, recipe_names
 
 if TYPE_CHECKING:
     from medseg_pipelines.segmentation import Segmentation
 
 
-def load_model(model: str | Path, *, device: str = "auto", engine: str = "auto") -> Segmentation:
+def load_model(model: str | Path | None = None, *, device: str = "auto", engine: str = "auto") -> Segmentation:
     """A model, ready to be called with a path, a Volume, a nibabel or a SimpleITK image.
 
     Args:
-        model: A name from `medseg models`, or a model folder (recipe and weights).
+        model: A name from `medseg models`, or a model folder (recipe and weights); None for the only one that ships.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         engine: "auto" for the fastest one installed, or its name.
 
@@ -23,7 +24,15 @@ def load_model(model: str | Path, *, device: str = "auto", engine: str = "auto")
         UsageError: There is no such model, device or engine.
         ModelMissing: The weights are absent or are not the ones the recipe names.
     """
+    model = _only_model() if model is None else model
     recipe = load_recipe(model)  # before torch: a wrong name must be told at once
     from medseg_pipelines.segmentation import Segmentation
 
     return Segmentation(recipe, recipe_folder(model), device=device, engine=engine)
+
+
+def _only_model() -> str:
+    names = recipe_names()
+    if len(names) != 1:
+        raise UsageError(f"model must be named where there is more than one, there are {', '.join(names)}")
+    return names[0]

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from medseg.errors import InputRefused, UsageError
-from medseg.geometry import crop, to_ras, to_spacing
+from medseg.geometry import Chain, crop, foreground_box, to_ras, to_spacing
 from medseg.intensity import rescale_percentiles
 from medseg.networks import build_network
 from medseg.volume import Volume
@@ -25,14 +25,6 @@ from medseg_pipelines.statistics import measure
 from medseg_pipelines.words import UNTRAINED
 
 _MARGIN = 10.0  # mm kept around what is not background
-
-
-class Step(Protocol):
-    """The way back from one step of preparation."""
-
-    def undo(self, volume: Volume) -> Volume:
-        """A volume on the grid after the step, brought to the grid before it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +92,10 @@ class Segmentation:
         findings = judge(case.volume, self.recipe.scope)
         warnings = [*case.volume.notes, *require_in_scope(findings, self.recipe.name, force=force_scope)]
         report.start("preparing")
-        prepared, steps = self._prepare(case.volume)
+        prepared, chain = self._prepare(case.volume)
         self._require_memory(prepared, memory_limit)
         report.start("segmenting")
-        labels = self._undo(self._label(prepared, report), steps, case.volume)
+        labels = chain.undo(self._label(prepared, report))
         report.start("measuring")
         return self._result(case, labels, warnings, report, force_scope=force_scope)
 
@@ -125,13 +117,17 @@ class Segmentation:
             seconds=round(seconds, 1),
         )
 
-    def _prepare(self, volume: Volume) -> tuple[Volume, list[Step]]:
-        """The image as the network sees it, and the way back."""
+    def _prepare(self, volume: Volume) -> tuple[Volume, Chain]:
+        """The image as the network sees it, and the way back.
+
+        What holds nothing but the smallest value is cut off first: the empty frame around a brain whose skull was
+        removed costs windows and shifts the percentiles, and nothing is lost with it.
+        """
         volume, turned = to_ras(volume)
-        volume, cropped = crop(volume, *_content(volume))
+        volume, cropped = crop(volume, foreground_box(volume, above=float(volume.voxels.min()), margin=_MARGIN))
         volume, resampled = to_spacing(volume, self.recipe.preparation.spacing)
         grey = rescale_percentiles(volume.voxels, *self.recipe.preparation.percentiles)
-        return volume.with_voxels(grey), [turned, cropped, resampled]
+        return volume.with_voxels(grey), Chain((turned, cropped, resampled))
 
     def _label(self, prepared: Volume, report: Reporter) -> Volume:
         inference = self.recipe.inference
@@ -144,12 +140,6 @@ class Segmentation:
             progress=report.advance,
         )
         return prepared.with_voxels(labels, kind="labels")
-
-    @staticmethod
-    def _undo(labels: Volume, steps: list[Step], original: Volume) -> Volume:
-        for step in reversed(steps):
-            labels = step.undo(labels)
-        return Volume(labels.voxels, original.affine, kind="labels", source=original.source)
 
     def _require_memory(self, prepared: Volume, limit: int | None) -> None:
         inference = self.recipe.inference
@@ -209,19 +199,3 @@ def find_device(name: str) -> torch.device:
         here = "cpu" + ", cuda" * torch.cuda.is_available() + ", mps" * torch.backends.mps.is_available()
         raise UsageError(f"device must be auto or one of {here}, got '{name}'; `medseg doctor` lists them") from None
     return device
-
-
-def _content(volume: Volume) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """First voxel and one past the last of the box around what is not background, with a margin.
-
-    Background is the smallest value: the empty frame around a brain whose skull was removed costs windows and shifts
-    the percentiles, and nothing is lost with it.
-    """
-    filled = volume.voxels > volume.voxels.min()
-    start, stop = [], []
-    for axis, step in enumerate(volume.spacing):
-        along = np.flatnonzero(filled.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = int(np.ceil(_MARGIN / step))
-        start.append(max(0, int(along[0]) - margin))
-        stop.append(min(volume.shape[axis], int(along[-1]) + 1 + margin))
-    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])

@@ -1,0 +1,235 @@
+"""The commands: arguments to calls, no more. Nothing here loads torch; each command's module is loaded when it runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg import __version__
+from medseg_app.exits import CANCELLED, answering, stop_on_terminate
+from medseg_app.options import (
+    COMPUTE,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    Debug,
+    Device,
+    Engine,
+    Json,
+    MemoryLimit,
+    Model,
+    Out,
+    Overwrite,
+    Quiet,
+    TimePoint,
+    Verbose,
+    parse_size,
+)
+
+_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost up to ten times the time beside other load
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "0",
+}
+
+app = typer.Typer(
+    name="medseg",
+    help="Segment medical volumes on their own voxel grid. Research use only, not a medical device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The `medseg` command."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    stop_on_terminate()
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(CANCELLED)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Segment medical volumes on their own voxel grid. Research use only, not a medical device."""
+
+
+@app.command()
+@answering
+def infer(
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="NIfTI, MGH, NRRD or MetaImage files.", show_default=False)
+    ],
+    model: Model = None,
+    out: Out = None,
+    time_point: TimePoint = None,
+    force_scope: Annotated[
+        bool, typer.Option(help="Run on an image the model was not made for.", rich_help_panel=MODEL)
+    ] = False,
+    device: Device = "auto",
+    engine: Engine = "auto",
+    memory_limit: MemoryLimit = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan, write nothing.", rich_help_panel=OUTPUT)] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> int:
+    """Segment volumes; each result lies on the grid of its input.
+
+    A result is a folder: beside its input as NAME_MODEL, or -o; with several inputs -o holds one folder for each.
+    """
+    from medseg_app.commands import infer
+
+    request = infer.Request(
+        inputs=tuple(inputs),
+        model=model,
+        out=out,
+        device=device,
+        engine=engine,
+        time_point=time_point,
+        memory_limit=parse_size(memory_limit),
+        force_scope=force_scope,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        json=json,
+        quiet=quiet,
+        verbose=verbose,
+    )
+    return infer.run(request)
+
+
+@app.command()
+@answering
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print the card of this model.", show_default=False)] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """List the models, or print the card of one: task, images, labels, licence, size, hash."""
+    from medseg_app.commands import models
+
+    return models.run(name, json=json)
+
+
+@app.command()
+@answering
+def info(
+    volume: Annotated[Path, typer.Argument(metavar="INPUT", help="The file.", show_default=False)],
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Say what a file is: grid, spacing, orientation, and the problems found in it (then with exit code 3)."""
+    from medseg_app.commands import info
+
+    return info.run(volume, json=json)
+
+
+@app.command()
+@answering
+def evaluate(
+    prediction: Annotated[
+        Path, typer.Argument(metavar="PRED", help="A label map, or a result folder.", show_default=False)
+    ],
+    reference: Annotated[Path, typer.Argument(metavar="REF", help="The reference label map.", show_default=False)],
+    mapping: Annotated[
+        Path | None,
+        typer.Option(
+            "--map",
+            help='JSON: reference id (or "first-last") to our name, id, a list of them, or null to leave it out.',
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option(help="Bring the reference to the grid of PRED.", rich_help_panel=INPUT)
+    ] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.", rich_help_panel=OUTPUT)] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> int:
+    """Compare a label map with a reference: Dice, HD95 in mm and volume error per structure."""
+    from medseg_app.commands import evaluate
+
+    form = "json" if json else "csv" if csv else "table"
+    return evaluate.run(prediction, reference, mapping=mapping, resample=resample, form=form)
+
+
+@app.command()
+@answering
+def replay(
+    manifest: Annotated[
+        Path, typer.Argument(metavar="MANIFEST", help="The manifest.json of a result.", show_default=False)
+    ],
+    image: Annotated[
+        Path | None, typer.Option("--input", help="The input, if it has moved.", rich_help_panel=INPUT)
+    ] = None,
+    model: Model = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Repeat a run from its manifest and compare bit for bit; exit code 1 where the result differs."""
+    from medseg_app.commands import replay
+
+    return replay.run(manifest, image=image, model=model, json=json, quiet=quiet)
+
+
+@app.command()
+@answering
+def train(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A model name, or a folder with a recipe.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the training data.", rich_help_panel=INPUT)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", rich_help_panel=OUTPUT)],
+    resume: Annotated[bool, typer.Option(help="Go on from the last step in -o.", rich_help_panel=MODEL)] = False,
+    device: Device = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that draw images.", min=0, rich_help_panel=COMPUTE)] = 1,
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after this long; --resume goes on.", rich_help_panel=COMPUTE)
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Train a model from its recipe."""
+    from medseg_app.commands import train
+
+    return train.run(
+        config,
+        data=data,
+        out=out,
+        resume=resume,
+        device=device,
+        workers=workers,
+        minutes=minutes,
+        json=json,
+        quiet=quiet,
+    )
+
+
+@app.command()
+@answering
+def doctor(json: Json = False, debug: Debug = False) -> int:
+    """Check this machine: packages, devices, engines, memory, weights; exit code 1 where something is missing."""
+    from medseg_app.commands import doctor
+
+    return doctor.run(json=json)

@@ -1,0 +1,205 @@
+"""`medseg infer`: each input to one result folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.errors import InputRefused, UsageError
+from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
+from medseg_app.progress import ProgressView
+from medseg_pipelines.case import Case, read_case
+from medseg_pipelines.events import Event
+from medseg_pipelines.folders import check_target
+from medseg_pipelines.load import load_model
+from medseg_pipelines.recipe import load_recipe
+from medseg_pipelines.scope import choose_model, judge, require_in_scope
+from medseg_pipelines.statistics import Structure
+from medseg_pipelines.words import RESEARCH_USE
+
+if TYPE_CHECKING:
+    from medseg_pipelines.results import Result
+    from medseg_pipelines.segmentation import Segmentation
+
+_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
+_SOME_FAILED = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    inputs: tuple[Path, ...]
+    model: str | None
+    out: Path | None
+    device: str = "auto"
+    engine: str = "auto"
+    time_point: int | None = None
+    memory_limit: int | None = None
+    force_scope: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+
+def run(request: Request) -> int:
+    """Segment every input; returns the exit code.
+
+    Raises:
+        UsageError: The request cannot be met as a whole; nothing was begun.
+        InputRefused: The only input cannot be used.
+    """
+    _check_inputs(request)
+    models: dict[str, Segmentation] = {}
+    answers = []
+    with ProgressView(quiet=request.quiet) as view:
+        for number, path in enumerate(request.inputs, start=1):
+            view.start_case(number, len(request.inputs))
+            try:
+                answers.append(_one(path, request, models, view))
+            except InputRefused as refusal:
+                if len(request.inputs) == 1:
+                    raise
+                answers.append({"input": path.name, "error": str(refusal), "exit_code": refusal.exit_code})
+                tell(f"error: input {number} of {len(request.inputs)}: {refusal}")
+    if request.json:
+        print_json({"notice": RESEARCH_USE, "cases": answers})
+    elif not request.dry_run:
+        print_line(RESEARCH_USE)
+    return _SOME_FAILED if any("error" in answer for answer in answers) else 0
+
+
+def target_of(path: Path, request: Request, model: str) -> Path:
+    """The result folder of an input: beside it, or where the user wants it."""
+    stem = next((path.name.removesuffix(end) for end in _ENDINGS if path.name.lower().endswith(end)), path.stem)
+    name = f"{stem}_{model}"
+    if request.out is None:
+        return path.parent / name
+    return request.out if len(request.inputs) == 1 else request.out / name
+
+
+def _check_inputs(request: Request) -> None:
+    """Find what is wrong with the request before anything heavy is loaded."""
+    for path in request.inputs:
+        if not path.exists():
+            raise UsageError(f"input '{path.name}' is not there; check the path")
+    if request.out is not None and request.out.name.lower().endswith(_ENDINGS):
+        raise UsageError(f"output '{request.out.name}' must be a folder, got the name of a file; drop its ending")
+    if request.model is not None:
+        name = load_recipe(request.model).name
+        targets = [target_of(path, request, name) for path in request.inputs]
+        if len(set(targets)) != len(targets):
+            raise UsageError("inputs must differ in name to go into one folder, some are equal; run them one by one")
+        if len(request.inputs) == 1 and not request.dry_run:
+            check_target(targets[0], overwrite=request.overwrite)
+
+
+def _one(path: Path, request: Request, models: dict[str, "Segmentation"], view: ProgressView) -> dict[str, Any]:
+    """Read, choose, segment and save one input; returns what is to be said of it."""
+    view(Event(stage="reading", done=0, total=1, seconds_left=None))
+    case = read_case(path, time_point=request.time_point, memory_limit=request.memory_limit)
+    name, reason = _model_for(case, request)
+    if not request.quiet:
+        tell(f"model {name}: {reason}")
+    target = target_of(path, request, load_recipe(name).name)
+    if not request.dry_run:
+        _make_parent(target, request)
+        check_target(target, overwrite=request.overwrite)
+    if name not in models:
+        models[name] = load_model(name, device=request.device, engine=request.engine)
+    if request.dry_run:
+        return _plan(models[name], case, target, reason, request)
+    result = models[name](case, progress=view, force_scope=request.force_scope, memory_limit=request.memory_limit)
+    view(Event(stage="writing", done=0, total=1, seconds_left=None))
+    result.save(target, overwrite=request.overwrite)
+    return _answer(path, target, result, reason, request)
+
+
+def _model_for(case: Case, request: Request) -> tuple[str, str]:
+    """The model and why it is that one."""
+    if request.model is None:
+        choice = choose_model(case.volume)
+        return choice.name, choice.reason
+    recipe = load_recipe(request.model)
+    warnings = require_in_scope(judge(case.volume, recipe.scope), recipe.name, force=request.force_scope)
+    for warning in warnings:
+        tell(f"warning: {warning}")
+    return request.model, "named by the user"
+
+
+def _make_parent(target: Path, request: Request) -> None:
+    """Several results share the folder of `-o`, which need not be there."""
+    if len(request.inputs) > 1 and request.out is not None:
+        target.parent.mkdir(exist_ok=True)
+
+
+def _plan(model: "Segmentation", case: Case, target: Path, reason: str, request: Request) -> dict[str, Any]:
+    plan = model.plan(case)
+    answer = {
+        "input": case.record.name,
+        "model": model.recipe.name,
+        "reason": reason,
+        "output": str(target),
+        "grid": list(plan.grid),
+        "spacing_mm": [round(step, 4) for step in plan.spacing],
+        "tiles": plan.tiles,
+        "peak_memory_bytes": plan.peak_bytes,
+        "expected_seconds": plan.seconds,
+        "device": str(model.device),
+        "engine": model.engine,
+    }
+    if not request.json:
+        grid = " x ".join(str(n) for n in plan.grid)
+        spacing = " x ".join(f"{step:g}" for step in plan.spacing)
+        print_line(f"would segment {case.record.name} with {model.recipe.name}")
+        print_line(f"  grid      {grid} voxels of {spacing} mm")
+        print_line(f"  tiles     {plan.tiles}")
+        print_line(f"  memory    {size_text(plan.peak_bytes)} at most")
+        print_line(f"  time      about {duration_text(plan.seconds)} on {model.device} with {model.engine}")
+        print_line(f"  output    {target}")
+    return answer
+
+
+def _answer(path: Path, target: Path, result: "Result", reason: str, request: Request) -> dict[str, Any]:
+    if not request.json:
+        for warning in result.warnings:
+            tell(f"warning: {warning}")
+        print_table(("structure", "right ml", "left ml", ""), _rows(result), numeric=("right ml", "left ml"))
+        print_line(f"labels    {target / result.label_file}")
+        print_line(f"picture   {target / 'preview.png'}")
+        print_line(f"volumes   {target / 'statistics.csv'}")
+    if request.verbose:
+        for stage, seconds in result.manifest["seconds"].items():
+            tell(f"{stage}: {duration_text(seconds)}")
+        tell(f"peak memory: {size_text(result.manifest['peak_memory_bytes'])}")
+    return {
+        "input": path.name,
+        "model": result.recipe.name,
+        "reason": reason,
+        "output": str(target),
+        "labels": str(target / result.label_file),
+        "warnings": list(result.warnings),
+        "structures": [{"id": s.id, "name": s.name, "ml": s.ml, "status": s.status} for s in result.statistics],
+    }
+
+
+def _rows(result: "Result") -> list[tuple[str, str, str, str]]:
+    """One row per structure; what has no side stands in the first column of numbers, as a whole."""
+    by_id = {structure.id: structure for structure in result.statistics}
+    rows: dict[str, dict[str | None, Structure]] = {}
+    for label in result.labels:
+        rows.setdefault(label.structure, {})[label.side] = by_id[label.id]
+    lines = []
+    for name, sides in rows.items():
+        whole = sides.get(None)
+        cells = [_ml(sides.get("right")), _ml(sides.get("left"))] if whole is None else [_ml(whole), "both"]
+        remarks = sorted({s.status for s in sides.values()} - {"complete"})
+        lines.append((name, cells[0], cells[1], ", ".join(remarks)))
+    return lines
+
+
+def _ml(structure: Structure | None) -> str:
+    if structure is None:
+        return ""
+    return "not assessed" if structure.ml is None else f"{structure.ml:.2f}"

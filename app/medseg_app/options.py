@@ -1,0 +1,50 @@
+"""Arguments and options that several commands share, and the units they are written in."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg.errors import UsageError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+OUTPUT, MODEL, COMPUTE, INPUT = "Output", "Model", "Compute", "Input"
+
+Json = Annotated[bool, typer.Option("--json", "-j", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.", rich_help_panel=OUTPUT)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.", rich_help_panel=OUTPUT)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[bool, typer.Option(help="Replace an earlier result.", rich_help_panel=OUTPUT)]
+Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=COMPUTE)]
+Engine = Annotated[
+    str, typer.Option(help="auto, or one that `medseg doctor` lists.", rich_help_panel=COMPUTE, show_default=True)
+]
+TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D file, from 0.", min=0, rich_help_panel=INPUT)]
+MemoryLimit = Annotated[
+    str | None, typer.Option(help="What a run may take, like 6GB.", rich_help_panel=COMPUTE, metavar="SIZE")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.", rich_help_panel=MODEL),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Result folder.", rich_help_panel=OUTPUT)]
+
+
+def parse_size(text: str | None) -> int | None:
+    """ "6GB", "512 MiB" or "1e9" as bytes.
+
+    Raises:
+        UsageError: It is no size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", text.upper().replace("E", "e"))
+    try:
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    except (KeyError, ValueError):
+        size = 0
+    if size <= 0:
+        raise UsageError(f"size must be a number with a unit like 6GB or 512MiB, got '{text}'")
+    return size

@@ -1,0 +1,82 @@
+"""Repeat the run of a manifest and compare bit for bit."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.errors import InputRefused, ModelMissing, UsageError
+from medseg_pipelines.case import hash_file, hash_volume, read_case
+from medseg_pipelines.events import Callback
+from medseg_pipelines.load import load_model
+from medseg_pipelines.manifest import read_manifest, version_changes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What came of it."""
+
+    identical: bool  # the repeated label map equals the recorded one, voxel by voxel
+    files_intact: bool | None  # the files beside the manifest are those it lists; None where there are none
+    changed_versions: tuple[str, ...]
+
+
+def replay(
+    manifest_path: Path, *, image: Path | None = None, model: str | Path | None = None, progress: Callback | None = None
+) -> Replay:
+    """Run again what a manifest describes.
+
+    Args:
+        manifest_path: The `manifest.json` of a result.
+        image: The input, where it lies neither beside the result folder nor in it.
+        model: The model folder, where it does not ship with the package.
+        progress: Gets every event.
+
+    Raises:
+        UsageError: The input is not found.
+        InputRefused: The input is not the one that was segmented.
+        ModelMissing: The model is not the one that segmented it.
+    """
+    manifest = read_manifest(manifest_path)
+    path = image or _find_input(manifest_path, manifest["input"]["name"])
+    case = read_case(path, time_point=manifest["input"].get("time_point"))
+    if case.record.sha256 != manifest["input"]["sha256"]:
+        raise InputRefused(
+            f"input '{path.name}' must have sha256 {manifest['input']['sha256'][:12]}..., "
+            f"got {case.record.sha256[:12]}...; it is another file or was changed"
+        )
+    machine = manifest["machine"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(machine["threads"])  # sums in another order differ in the last bit
+    try:
+        runner = load_model(model or manifest["model"]["name"], device=machine["device"], engine=machine["engine"])
+        if runner.recipe.weights.sha256 != manifest["model"]["weights_sha256"]:
+            raise ModelMissing(
+                f"model '{runner.recipe.name}' has other weights than the manifest; install that version"
+            )
+        result = runner(case, progress=progress, force_scope=manifest["options"]["force_scope"])
+    finally:
+        torch.set_num_threads(threads)
+    return Replay(
+        identical=hash_volume(result.volume) == manifest["output"]["voxels_sha256"],
+        files_intact=_files_intact(manifest_path.parent, manifest.get("files", {})),
+        changed_versions=tuple(version_changes(manifest)),
+    )
+
+
+def _find_input(manifest_path: Path, name: str | None) -> Path:
+    if name is None:
+        raise UsageError("manifest is of an image from memory, expected a file; give it with --input")
+    folder = manifest_path.resolve().parent
+    for place in (folder.parent, folder, Path.cwd()):
+        if (place / name).is_file():
+            return place / name
+    raise UsageError(f"input '{name}' is not beside the result; give it with --input")
+
+
+def _files_intact(folder: Path, files: dict[str, Any]) -> bool | None:
+    present = {name: digest for name, digest in files.items() if (folder / name).is_file()}
+    if not present:
+        return None
+    return all(hash_file(folder / name)[0] == digest for name, digest in present.items())
