@@ -15,9 +15,15 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    import triton
-    import triton.language as tl
+    # A kernel is not Python: a type checker would judge each launch by the signature of one program.
+    class _Unchecked(type):
+        def __getattr__(cls, name: str) -> Any: ...
 
+    class _Language(metaclass=_Unchecked):
+        class constexpr(Any): ...  # noqa: N801 triton's own name
+
+    triton: Any = _Language
+    tl = _Language
     HAS_TRITON = True
 else:
     try:
@@ -41,6 +47,11 @@ INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 """Whether kernels run in triton's interpreter. Fixed here because `triton.jit` fixes it when a kernel is defined."""
 
 
+def is_recorded() -> bool:
+    """Say whether a model is being scripted or traced: ops then must be plain PyTorch, to load without this package."""
+    return torch.jit.is_scripting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+
+
 def uses_triton(*tensors: Tensor | None) -> bool:
     """Say whether an op on these tensors runs its Triton kernel.
 
@@ -51,7 +62,7 @@ def uses_triton(*tensors: Tensor | None) -> bool:
     Args:
         tensors: The op's tensor arguments; None stands for one that was not given.
     """
-    if torch.jit.is_scripting() or torch.jit.is_tracing() or not HAS_TRITON:
+    if is_recorded() or not HAS_TRITON:
         return False
     given = [x for x in tensors if x is not None]
     if INTERPRETED:
@@ -88,7 +99,7 @@ def is_deterministic() -> bool:
 def autocast_together(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Bring the operands of a product to autocast's dtype, as `torch.matmul` would; as they are outside autocast."""
     device = tensors[0].device.type
-    if torch.jit.is_scripting() or not torch.is_autocast_enabled(device):
+    if is_recorded() or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)

@@ -22,10 +22,11 @@ class SegmentLayout:
     built inside a compiled or captured model; build it once per image and share it between layers.
 
     Args:
-        q_rows: Row of q and of the output per query slot, int32 (Lq,), no row twice; None if slot and row agree.
+        q_rows: Row of q and of the output per query slot, int32 (Lq,), every row once; -1 leaves the slot empty.
+            None if slot and row agree.
         q_segment: Segment of each query slot, int32 (Lq,), ascending.
         q_start: First query slot of each segment, then Lq; int32 (S + 1,).
-        k_rows: Row of k and v per key slot, int32 (Lk,), no row twice; -1 leaves the slot empty. None as above.
+        k_rows: Row of k and v per key slot, int32 (Lk,), alike.
         k_segment: Segment of each key slot, int32 (Lk,), ascending.
         k_start: First key slot of each segment, then Lk; int32 (S + 1,).
         grid: Height and width of every segment's key grid where a decomposed position bias is used, else None. Key
@@ -113,9 +114,9 @@ def layout_windows(q_rows: Tensor, k_rows: Tensor, *, grid: tuple[int, int] | No
     """One segment per window, from a table of rows per window.
 
     Args:
-        q_rows: Row of q per window and place, (windows, places); negative places hold no query and are dropped.
-        k_rows: Row of k per window and place, (windows, places); negative places hold no key, but keep their slot,
-            which is what an additive bias per place counts by.
+        q_rows: Row of q per window and place, (windows, places); negative places hold no query.
+        k_rows: Row of k per window and place, (windows, places); negative places hold no key. Empty places keep their
+            slots, because an additive bias counts by place.
         grid: Height and width of the key places, to use a decomposed position bias.
 
     Raises:
@@ -126,14 +127,13 @@ def layout_windows(q_rows: Tensor, k_rows: Tensor, *, grid: tuple[int, int] | No
     if grid is not None:
         k_rows = _in_padded_rows(k_rows, grid)
     window = torch.arange(len(q_rows), dtype=torch.int32, device=q_rows.device)
-    real = q_rows >= 0
     ends = torch.arange(len(k_rows) + 1, dtype=torch.int32, device=k_rows.device)
     return SegmentLayout(
-        q_rows=q_rows[real].int(),
-        q_segment=window[:, None].expand_as(q_rows)[real],
-        q_start=_starts(real.sum(1)),
+        q_rows=q_rows.flatten().int(),
+        q_segment=window.repeat_interleave(q_rows.shape[1]),
+        q_start=ends * q_rows.shape[1],
         k_rows=k_rows.flatten().int(),
-        k_segment=window[:, None].expand_as(k_rows).flatten(),
+        k_segment=window.repeat_interleave(k_rows.shape[1]),
         k_start=ends * k_rows.shape[1],
         grid=grid,
     )

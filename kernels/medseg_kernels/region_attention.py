@@ -7,9 +7,9 @@ sum_r n_r^2 instead of N^2. B images, N tokens, h heads, D and Dv widths, n_r to
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from medseg_kernels.dispatch import is_recorded
 from medseg_kernels.layout import SegmentLayout, layout_from_labels
 from medseg_kernels.softmax_attention import segment_attention
 
@@ -43,8 +43,8 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | SegmentLa
     named = labels.q_segment.numel() if isinstance(labels, SegmentLayout) else labels.numel()
     if named != batch * tokens:
         raise ValueError(f"labels must name all {batch} x {tokens} tokens, got {named}")
-    if isinstance(labels, Tensor) and (torch.jit.is_tracing() or torch.jit.is_scripting()):
+    if isinstance(labels, Tensor) and is_recorded():
         return region_attention_reference(q, k, v, labels, scale=scale)
     layout = layout_from_labels(labels) if isinstance(labels, Tensor) else labels
-    out = segment_attention(*(x.flatten(0, 1) for x in (q, k, v)), layout, scale=scale)
+    out = segment_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), layout, scale=scale)
     return out.unflatten(0, (batch, tokens))

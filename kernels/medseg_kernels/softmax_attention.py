@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medseg_kernels.buckets import Bucket, attend, attend_backward, buckets
-from medseg_kernels.dispatch import autocast_together, outside_autocast, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, outside_autocast, uses_triton
 from medseg_kernels.layout import SegmentLayout, padded_width
 from medseg_kernels.softmax_kernels import launch_backward, launch_forward
 
@@ -66,8 +66,7 @@ def segment_attention(
     rel_h: Tensor | None = None,
     rel_w: Tensor | None = None,
     bias: Tensor | None = None,
-    return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor:
     """Let every query attend to the keys of its own segment.
 
     Args:
@@ -79,26 +78,42 @@ def segment_attention(
         rel_h: Bias per query and key grid row, (Nq, h, KH); needs `layout.grid`, comes with `rel_w`.
         rel_w: Bias per query and key grid column, (Nq, h, KW).
         bias: Bias by place within the segment, shared by all segments, (h, places of queries, places of keys).
-        return_lse: Also give the logarithm of each softmax sum; no gradient flows through it.
 
     Returns:
-        (Nq, h, Dv) in the dtype of q, and (Nq, h) float32 with `return_lse`. A query whose segment holds no key gets
-        zeros, -inf and zero gradients.
+        (Nq, h, Dv) in the dtype of q. A query whose segment holds no key gets zeros and zero gradients.
 
     Raises:
         ValueError: Shapes do not fit together, or both kinds of bias are given.
     """
+    return segment_attention_with_lse(q, k, v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w, bias=bias)[0]
+
+
+def segment_attention_with_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: SegmentLayout,
+    *,
+    scale: float | None = None,
+    rel_h: Tensor | None = None,
+    rel_w: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Give what `segment_attention` gives, and the log of each softmax sum to merge partial results by.
+
+    Returns:
+        (Nq, h, Dv), and (Nq, h) float32 (-inf where the segment holds no key), through which no gradient flows.
+    """
     q, k, v = autocast_together(q, k, v)
     _check(q, k, v, layout, rel_h, rel_w, bias)
     biased = rel_h is not None or bias is not None
-    if uses_triton(q, k, v, layout.q_segment) or (q.device.type == "cpu" and not biased and not torch.jit.is_tracing()):
+    if uses_triton(q, k, v, layout.q_segment) or (q.device.type == "cpu" and not biased and not is_recorded()):
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         added = (None if x is None else x.contiguous() for x in (rel_h, rel_w, bias))
         tables = (layout.q_rows, layout.q_segment, layout.q_start, layout.k_rows, layout.k_segment, layout.k_start)
-        out, lse = _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
-    else:
-        out, lse = segment_attention_reference(q, k, v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w, bias=bias)
-    return (out, lse.detach()) if return_lse else out
+        return _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
+    out, lse = segment_attention_reference(q, k, v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w, bias=bias)
+    return out, lse.detach()
 
 
 @torch.library.custom_op("medseg::segment_attention", mutates_args=())
@@ -167,7 +182,7 @@ def _(grad, q, k, v, out, lse, *rest):
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, *rest[6:9]) if x is not None]
 
 
-def _save(ctx, inputs, output) -> None:  # noqa: ANN001
+def _save(ctx, inputs, output) -> None:
     *tensors, ctx.scale, ctx.grid = inputs
     ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])

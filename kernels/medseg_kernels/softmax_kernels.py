@@ -2,8 +2,8 @@
 
 A forward program owns BLOCK_Q query slots of one head. It walks over the key slots of the segments those queries
 belong to, BLOCK_K at a time, and keeps three things per query: the largest logit so far (m), the sum of
-2**(logit - m) so far (l), and the sum of those weights times v (acc). When m grows, l and acc shrink by the same
-factor. At the end acc / l is the output. No logit outlives its step, so no attention matrix is ever in memory.
+2**(logit - m) so far (total), and the sum of those weights times v (acc). When m grows, total and acc shrink by the
+same factor. At the end acc / total is the output. No logit outlives its step: no attention matrix is ever in memory.
 
 The backward pass recomputes the logits from the saved log-sum (lse), once per query block for dq and once per key
 block for dk and dv. With p the weight, g the output gradient and delta = sum_d g out of each query,
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from medseg_kernels.dispatch import INTERPRETED, dot_precision, kernel_types, launch_options, tl, triton
 from medseg_kernels.layout import SegmentLayout, key_block, padded_width
-
 
 LOG2E = tl.constexpr(1.4426950408889634)
 NO_QUERY = tl.constexpr(-1)
@@ -113,7 +112,7 @@ def _forward_kernel(
     k_end = tl.load(k_start_ptr + tl.load(q_segment_ptr + last) + 1)
 
     m = tl.full((BLOCK_Q,), float("-inf"), ACC)
-    l = tl.zeros((BLOCK_Q,), ACC)
+    total = tl.zeros((BLOCK_Q,), ACC)
     acc = tl.zeros((BLOCK_Q, BLOCK_DV), ACC)
     for k_first in tl.range(k_begin, k_end, BLOCK_K):
         k_slot, k_row, k_segment = _slots(k_first, k_end, k_rows_ptr, k_segment_ptr, NO_KEY, BLOCK_K)
@@ -130,14 +129,14 @@ def _forward_kernel(
         base = tl.where(grown == float("-inf"), 0.0, grown)  # no key seen yet: -inf minus -inf would be NaN
         p = tl.exp2(logit - base[:, None])
         shrink = tl.exp2(m - base)
-        l = l * shrink + tl.sum(p, 1)
+        total = total * shrink + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc=acc * shrink[:, None], input_precision=PRECISION, out_dtype=ACC)
         m = grown
 
-    seen = l > 0  # false for a query whose segment holds no key: zeros and -inf
-    out = tl.where(seen[:, None], acc / tl.where(seen, l, 1.0)[:, None], 0.0)
+    seen = total > 0  # false for a query whose segment holds no key: zeros and -inf
+    out = tl.where(seen[:, None], acc / tl.where(seen, total, 1.0)[:, None], 0.0)
     _put_rows(out_ptr + h * DV, out, q_row, real, heads * DV, DV, BLOCK_DV)
-    tl.store(lse_ptr + q_row * heads + h, (m + tl.log2(tl.where(seen, l, 1.0))) / LOG2E, mask=real)
+    tl.store(lse_ptr + q_row * heads + h, (m + tl.log2(tl.where(seen, total, 1.0))) / LOG2E, mask=real)
 
 
 @triton.jit

@@ -1,62 +1,102 @@
-"""Attention inside paired windows of two grids: fine queries look at the coarse keys of their place (WAU, 2106.10637).
+"""Attention inside paired windows of two grids: each query looks at the keys of its place (WAU, 2106.10637).
 
-B batch, d spatial rank, S fine size and s coarse size per axis, r = S / s, h heads, c head width,
-M window side on the coarse grid; a query window has r*M tokens per axis, so a pair covers one physical area.
+Queries may lie on a finer grid than the keys (WAU), on the same one (RAT, SAM2), or on a coarser one where a network
+pools its queries (Hiera, 2306.00989). B batch, d spatial rank, S query grid, s key grid, r = S / s per axis, h heads,
+c and c_v head widths, M window side on the key grid; a query window has r*M tokens per axis, so that a pair of windows
+covers one physical area.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def _windows(x: Tensor, window: Sequence[int], low: Sequence[int]) -> Tensor:
-    """(B, *grid, h, c) to (B * windows, h, tokens, c); zero cells fill up to whole windows, `low` of them in front."""
-    grid, d = x.shape[1:-2], len(window)
-    high = [-(size + front) % side for size, front, side in zip(grid, low, window, strict=True)]
-    pad = [n for front, back in zip(reversed(low), reversed(high), strict=True) for n in (front, back)]
-    x = F.pad(x, [0, 0, 0, 0, *pad])
-    for axis, side in enumerate(window):
-        x = x.unflatten(1 + 2 * axis, (-1, side))  # (B, n_1, side_1, n_2, side_2, ..., h, c)
-    order = [0, *range(1, 2 * d, 2), 2 * d + 1, *range(2, 2 * d + 1, 2), 2 * d + 2]
-    x = x.permute(order)  # (B, n_1, ..., n_d, h, side_1, ..., side_d, c)
-    return x.flatten(d + 2, 2 * d + 1).flatten(0, d)
+from medseg_kernels.dispatch import autocast_together, uses_triton
+from medseg_kernels.layout import layout_windows
+from medseg_kernels.softmax_attention import segment_attention
 
 
-def _grid(x: Tensor, batch: int, grid: Sequence[int], window: Sequence[int], low: Sequence[int]) -> Tensor:
-    """Undo `_windows`: (B * windows, h, tokens, c) to (B, *grid, h, c), the fill dropped."""
-    d = len(window)
-    counts = [-(-(size + front) // side) for size, front, side in zip(grid, low, window, strict=True)]
-    x = x.unflatten(2, list(window)).unflatten(0, [batch, *counts])  # (B, n_1..n_d, h, side_1..side_d, c)
-    x = x.permute([0, *[n for axis in range(d) for n in (1 + axis, d + 2 + axis)], d + 1, 2 * d + 2])
-    for axis in range(d):
-        x = x.flatten(1 + axis, 2 + axis)
-    keep = [slice(front, front + size) for front, size in zip(low, grid, strict=True)]
-    return x[(slice(None), *keep)]
+@dataclass(frozen=True)
+class Windows:
+    """How one grid is cut.
+
+    Args:
+        grid: Cells per axis.
+        side: Cells of a window per axis.
+        low: Empty cells in front of the grid, per axis.
+        count: Windows per axis; together they hold `low` and the grid, and end in empty cells.
+    """
+
+    grid: Sequence[int]
+    side: Sequence[int]
+    low: Sequence[int]
+    count: Sequence[int]
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(B, *grid, h, c) to (B * windows, h, tokens, c), zeros in the empty cells."""
+        d = len(self.side)
+        parts = zip(self.grid, self.side, self.low, self.count, strict=True)
+        around = [(front, count * side - front - size) for size, side, front, count in parts]
+        if any(front or back for front, back in around):
+            x = F.pad(x, [0, 0, 0, 0, *[n for pair in reversed(around) for n in pair]])
+        for axis, side in enumerate(self.side):
+            x = x.unflatten(1 + 2 * axis, (-1, side))  # (B, n_1, side_1, n_2, side_2, ..., h, c)
+        order = [0, *range(1, 2 * d, 2), 2 * d + 1, *range(2, 2 * d + 1, 2), 2 * d + 2]
+        return x.permute(order).flatten(d + 2, 2 * d + 1).flatten(0, d)
+
+    def join(self, x: Tensor, batch: int) -> Tensor:
+        """Undo `cut`: (B * windows, h, tokens, c) to (B, *grid, h, c), the empty cells dropped."""
+        d = len(self.side)
+        x = x.unflatten(2, list(self.side)).unflatten(0, [batch, *self.count])  # (B, n_1..n_d, h, side_1..side_d, c)
+        x = x.permute([0, *[n for axis in range(d) for n in (1 + axis, d + 2 + axis)], d + 1, 2 * d + 2])
+        for axis in range(d):
+            x = x.flatten(1 + axis, 2 + axis)
+        keep = [slice(front, front + size) for front, size in zip(self.low, self.grid, strict=True)]
+        return x[(slice(None), *keep)]
+
+    def rows(self, batch: int, device: torch.device) -> Tensor:
+        """Row of (B * cells) per window and place, (B * windows, tokens); -1 in the empty cells."""
+        numbers = torch.arange(1, 1 + batch * prod(self.grid), device=device).view(batch, *self.grid, 1, 1)
+        return self.cut(numbers)[:, 0, :, 0] - 1
+
+    def real(self, batch: int, device: torch.device) -> Tensor | None:
+        """(B * windows, tokens) boolean, False in the empty cells; None if there are none."""
+        sides = zip(self.side, self.count, self.grid, strict=True)
+        return None if all(side * n == size for side, n, size in sides) else self.rows(batch, device) >= 0
 
 
-def _key_mask(k: Tensor, window: Sequence[int], low: Sequence[int]) -> Tensor | None:
-    """(windows, 1, 1, tokens) boolean, False where a cell only fills a window; None if every cell is real."""
-    grid = k.shape[1:-2]
-    if not any(low) and all(size % side == 0 for size, side in zip(grid, window, strict=True)):
-        return None
-    real = torch.ones((1, *grid, 1, 1), dtype=torch.bool, device=k.device)
-    return _windows(real, window, low).squeeze(-1).unsqueeze(2)
+def pair_windows(
+    q: Tensor, k: Tensor, window: Sequence[int], shift: bool, stride: Sequence[int] | None
+) -> tuple[Windows, Windows]:
+    """Windows of the query grid and of the key grid that cover the same places.
 
-
-def _ratio(q: Tensor, k: Tensor) -> list[int]:
-    """Fine cells per coarse cell and axis."""
+    Raises:
+        ValueError: The grids are no whole multiples of one another, or the stride does not divide the window.
+    """
     fine, coarse = q.shape[1:-2], k.shape[1:-2]
+    low = [side - side // 2 if shift and side > 1 else 0 for side in window]
+    count = [-(-(size + front) // side) for size, front, side in zip(coarse, low, window, strict=True)]
+    keys = Windows(coarse, list(window), low, count)
+    if stride is not None:
+        if shift:
+            raise ValueError("windows of pooled queries cannot be shifted: give stride or shift, not both")
+        pooled = [size // step for size, step in zip(coarse, stride, strict=True)]
+        if list(fine) != pooled or any(side % step for side, step in zip(window, stride, strict=True)):
+            raise ValueError(f"queries pooled by {tuple(stride)} must have the grid {pooled}, got {tuple(fine)}")
+        return Windows(fine, [a // b for a, b in zip(window, stride, strict=True)], [0] * len(low), count), keys
     if len(fine) != len(coarse) or any(big % small for big, small in zip(fine, coarse, strict=False)):
         raise ValueError(
             f"the query grid must be a whole multiple of the key grid on every axis, "
             f"got {tuple(fine)} over {tuple(coarse)}"
         )
-    return [big // small for big, small in zip(fine, coarse, strict=True)]
+    ratio = [big // small for big, small in zip(fine, coarse, strict=True)]
+    sides, fronts = ([r * n for r, n in zip(ratio, numbers, strict=True)] for numbers in (window, low))
+    return Windows(fine, sides, fronts, count), keys
 
 
 def window_attention_reference(
@@ -68,42 +108,20 @@ def window_attention_reference(
     bias: Tensor | None = None,
     shift: bool = False,
     scale: float | None = None,
+    stride: Sequence[int] | None = None,
+    pad_k: Tensor | None = None,
+    pad_v: Tensor | None = None,
 ) -> Tensor:
     """What the op must equal: softmax over the whole window, written out; any device, any dtype."""
-    ratio = _ratio(q, k)
-    low = [side - side // 2 if shift and side > 1 else 0 for side in window]
-    fine_window = [r * side for r, side in zip(ratio, window, strict=True)]
-    fine_low = [r * front for r, front in zip(ratio, low, strict=True)]
-    queries, keys, values = _windows(q, fine_window, fine_low), _windows(k, window, low), _windows(v, window, low)
-    logits = queries @ keys.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    at_q, at_k = pair_windows(q, k, window, shift, stride)
+    real = at_k.real(len(q), q.device)
+    keys, values = _filled(at_k.cut(k), real, pad_k), _filled(at_k.cut(v), real, pad_v)
+    logits = at_q.cut(q) @ keys.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         logits = logits + bias
-    real = _key_mask(k, window, low)
-    if real is not None:
-        hidden = ~real.repeat(q.shape[0], 1, 1, 1)
-        logits = logits.masked_fill(hidden, float("-inf"))
-    return _grid(logits.softmax(-1) @ values, q.shape[0], q.shape[1:-2], fine_window, fine_low)
-
-
-def _window_attention_cpu(
-    q: Tensor, k: Tensor, v: Tensor, window: Sequence[int], bias: Tensor | None, shift: bool, scale: float | None
-) -> Tensor:
-    """The same through the fused CPU attention: the window batch never holds a matrix of logits in inference."""
-    ratio = _ratio(q, k)
-    low = [side - side // 2 if shift and side > 1 else 0 for side in window]
-    fine_window = [r * side for r, side in zip(ratio, window, strict=True)]
-    fine_low = [r * front for r, front in zip(ratio, low, strict=True)]
-    queries, keys, values = _windows(q, fine_window, fine_low), _windows(k, window, low), _windows(v, window, low)
-    real = _key_mask(k, window, low)
-    mask = None if bias is None else bias.to(q.dtype).unsqueeze(0)
-    if real is not None:
-        fill = torch.zeros(real.shape, dtype=q.dtype, device=q.device).masked_fill(~real, float("-inf"))
-        fill = fill.repeat(q.shape[0], 1, 1, 1)
-        mask = fill if mask is None else mask + fill
-    if mask is not None:
-        mask = mask.expand(queries.shape[0], queries.shape[1], queries.shape[2], keys.shape[2])
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
-    return _grid(out, q.shape[0], q.shape[1:-2], fine_window, fine_low)
+    if real is not None and pad_k is None:
+        logits = logits.masked_fill(~real[:, None, None, :], float("-inf"))
+    return at_q.join(logits.softmax(-1).to(v.dtype) @ values, len(q))
 
 
 def window_attention(
@@ -115,26 +133,84 @@ def window_attention(
     bias: Tensor | None = None,
     shift: bool = False,
     scale: float | None = None,
+    stride: Sequence[int] | None = None,
+    pad_k: Tensor | None = None,
+    pad_v: Tensor | None = None,
 ) -> Tensor:
-    """Let every fine cell attend to the coarse cells of its own window.
+    """Let every query attend to the keys of its own window.
 
     Args:
-        q: Fine queries, (B, *S, h, c), two or three grid axes, floating point.
-        k: Coarse keys, (B, *s, h, c); S must be a whole multiple of s on each axis.
-        v: Coarse values, (B, *s, h, c_v).
-        window: M per axis on the coarse grid; grids that M does not divide are filled up, filled keys masked out.
+        q: Queries, (B, *S, h, c), two or three grid axes, floating point.
+        k: Keys, (B, *s, h, c); without `stride`, S must be a whole multiple of s on each axis.
+        v: Values, (B, *s, h, c_v).
+        window: M per axis on the key grid; grids that M does not divide are filled up, filled keys masked out.
         bias: Added to the logits of every window, (h, tokens of a query window, tokens of a key window).
         shift: Move both window grids by half a window; windows cut by the border hold only what lies inside it.
         scale: Factor on q k^T; c**-0.5 if not given.
+        stride: Key cells per query and axis where queries were pooled; S must be s // stride.
+        pad_k: Key of filled places, (h, c): they then take part, as in networks that pad before they project.
+        pad_v: Value of filled places, (h, c_v); comes with `pad_k`.
 
     Returns:
         (B, *S, h, c_v) in the dtype of `q`.
 
     Raises:
-        ValueError: The fine grid is not a whole multiple of the coarse one, or `bias` has another shape.
+        ValueError: The grids do not fit together, `bias` has another shape, or one of `pad_k`, `pad_v` is missing.
     """
-    tokens = prod(window)
-    fine = prod(_ratio(q, k)) * tokens
-    if bias is not None and tuple(bias.shape) != (q.shape[-2], fine, tokens):
-        raise ValueError(f"bias must be {(q.shape[-2], fine, tokens)} (heads, query, key), got {tuple(bias.shape)}")
-    return _window_attention_cpu(q, k, v, window, bias, shift, scale)
+    q, k, v = autocast_together(q, k, v)
+    at_q, at_k = pair_windows(q, k, window, shift, stride)
+    table = (q.shape[-2], prod(at_q.side), prod(at_k.side))
+    if bias is not None and tuple(bias.shape) != table:
+        raise ValueError(f"bias must be {table} (heads, query, key), got {tuple(bias.shape)}")
+    if (pad_k is None) != (pad_v is None):
+        raise ValueError("pad_k and pad_v come together")
+    if uses_triton(q, k, v):
+        return _through_the_core(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
+    real = at_k.real(len(q), q.device)
+    keys, values = _filled(at_k.cut(k), real, pad_k), _filled(at_k.cut(v), real, pad_v)
+    mask = None if bias is None else bias.to(q.dtype)[None]
+    if real is not None and pad_k is None:
+        hidden = torch.zeros(real.shape, dtype=q.dtype, device=q.device).masked_fill(~real, float("-inf"))
+        mask = hidden[:, None, None, :] if mask is None else hidden[:, None, None, :] + mask
+    if mask is not None:
+        mask = mask.expand(len(keys), q.shape[-2], prod(at_q.side), -1)
+    return at_q.join(F.scaled_dot_product_attention(at_q.cut(q), keys, values, attn_mask=mask, scale=scale), len(q))
+
+
+def _filled(x: Tensor, real: Tensor | None, pad: Tensor | None) -> Tensor:
+    """(B * windows, h, tokens, c) with `pad`, (h, c), in the empty places."""
+    return x if real is None or pad is None else torch.where(real[:, None, :, None], x, pad.to(x.dtype)[:, None, :])
+
+
+def _through_the_core(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at_q: Windows,
+    at_k: Windows,
+    *,
+    bias: Tensor | None,
+    scale: float | None,
+    pad: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """The Triton path: windows are read where they lie, by a table of rows."""
+    rows = at_k.rows(len(q), q.device)
+    flat_q, flat_k, flat_v = (x.flatten(0, -3) for x in (q, k, v))
+    if pad[0] is not None and pad[1] is not None:
+        rows, flat_k, flat_v = with_pad_rows(rows, flat_k, flat_v, pad[0], pad[1])
+    layout = layout_windows(at_q.rows(len(q), q.device), rows)
+    return segment_attention(flat_q, flat_k, flat_v, layout, scale=scale, bias=bias).unflatten(0, q.shape[:-2])
+
+
+def with_pad_rows(rows: Tensor, k: Tensor, v: Tensor, pad_k: Tensor, pad_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every empty place a row of its own behind the real ones: the core wants each row once.
+
+    Costs a copy of k and v where the windows do not divide the grid, nothing where they do.
+    """
+    cells = rows.numel() - len(k)  # real cells fill exactly len(k) places
+    if not cells:
+        return rows, k, v
+    empty = rows.flatten() < 0
+    rows = torch.where(empty, len(k) - 1 + empty.cumsum(0), rows.flatten()).view_as(rows)
+    k, v = (torch.cat((x, pad.to(x.dtype).expand(cells, -1, -1))) for x, pad in ((k, pad_k), (v, pad_v)))
+    return rows, k, v
