@@ -1,0 +1,94 @@
+"""Layers that two or more networks share. B batch, C channels, then the grid: H, W for images, D, H, W for volumes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """Convolution class for images (2) or volumes (3)."""
+    return {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
+
+
+def conv_transpose(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]:
+    """Transposed convolution class for images (2) or volumes (3)."""
+    return {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spatial_dims]
+
+
+class ChannelNorm(nn.Module):
+    """Normalise the channels of each cell on their own (layer norm over C).
+
+    Args:
+        channels: C of the feature.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *grid) to (B, C, *grid)."""
+        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+
+
+class InstanceNorm(nn.Module):
+    """Normalise each channel of each item over its grid, with a learned scale and offset.
+
+    Written as a group norm of one channel a group: the same numbers as the library's instance norm, but the memory
+    layout is kept and, in bfloat16 on a CPU, the backward pass is three times faster.
+
+    Args:
+        channels: C of the feature.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *grid) to (B, C, *grid); the moments are taken in float32."""
+        return F.group_norm(x, x.shape[1], self.weight, self.bias, self.eps)
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3-tap convolutions beside a straight path (He et al. 2016, post-activation form).
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output; a point-wise convolution fits the straight path where they differ.
+        stride: Step of the first convolution, 1 or 2.
+        spatial_dims: 2 for images, 3 for volumes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, spatial_dims: int = 3) -> None:
+        super().__init__()
+        cell = conv(spatial_dims)
+        self.conv1 = cell(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.norm1 = InstanceNorm(out_channels)
+        self.conv2 = cell(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm2 = InstanceNorm(out_channels)
+        same = stride == 1 and in_channels == out_channels
+        self.straight = (
+            nn.Identity() if same else cell(in_channels, out_channels, kernel_size=stride, stride=stride, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, *grid) to (B, C_out, *(grid / stride))."""
+        inner = F.leaky_relu(self.norm1(self.conv1(x)), 0.01)
+        return F.leaky_relu(self.norm2(self.conv2(inner)) + self.straight(x), 0.01)
+
+
+def interpolate_to(x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """(B, C, *) resampled linearly to `grid`, cell centres kept (`align_corners=False`)."""
+    mode: Literal["bilinear", "trilinear"] = "bilinear" if len(grid) == 2 else "trilinear"
+    return F.interpolate(x, size=grid, mode=mode, align_corners=False)

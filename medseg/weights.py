@@ -1,0 +1,66 @@
+"""Checkpoint to network and back: hash checked, loaded strictly, nothing skipped in silence."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from medseg.errors import ModelMissing
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_weights(state: Mapping[str, Tensor], path: Path, *, half: bool = False) -> Path:
+    """Write parameters as safetensors, whole or not at all.
+
+    Args:
+        state: Parameters and buffers by name.
+        path: Target file, overwritten.
+        half: Store floating-point tensors as float16.
+
+    Returns:
+        `path`.
+    """
+    tensors = {}
+    for name, value in state.items():
+        small = half and value.is_floating_point()
+        tensors[name] = value.detach().to("cpu", torch.float16 if small else value.dtype).contiguous()
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    os.replace(partial, path)
+    return path
+
+
+def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:
+    """Fill a network with the parameters of a safetensors file; every name must match.
+
+    Args:
+        network: Its parameters keep their dtype.
+        path: The file.
+        sha256: What the file must hash to; not checked if not given.
+
+    Raises:
+        ModelMissing: The file is absent, has another hash, or its names or shapes are not the network's.
+    """
+    if not path.is_file():
+        raise ModelMissing(f"weights '{path.name}' are missing; reinstall the package or train the model")
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
+        raise ModelMissing(f"weights '{path.name}' must have sha256 {sha256[:12]}..., got {found[:12]}...; reinstall")
+    state, wanted = load_file(path), network.state_dict()
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unknown:
+        raise ModelMissing(f"weights '{path.name}' do not fit the network: missing {missing}, unknown {unknown}")
+    wrong = [name for name, value in state.items() if value.shape != wanted[name].shape]
+    if wrong:
+        raise ModelMissing(f"weights '{path.name}' do not fit the network: shapes differ in {wrong}")
+    network.load_state_dict(state)
