@@ -101,8 +101,8 @@ class Reorient(Step):
 class Resample(Step):
     """Another spacing over the same field of view, whose first corner stays where it is.
 
-    Images are interpolated linearly, in float32; towards a coarser spacing the kernel widens with it, so that fine
-    detail is averaged and does not fold into noise. Labels take the nearest voxel.
+    Images are interpolated linearly, in float32; towards a coarser spacing they are averaged over the new voxel as
+    well, so that fine detail does not fold into noise. Labels take the nearest voxel.
     """
 
     @classmethod
@@ -317,11 +317,16 @@ def _nearest(size: int, new_size: int, step: float) -> np.ndarray:
 
 
 def _linear_weights(size: int, new_size: int, step: float) -> csr_matrix:
-    """(new_size, size) weights of a triangle whose half width is the larger of both spacings; each row sums to 1."""
-    reach = max(1.0, step)
-    centres = (np.arange(new_size) + 0.5) * step - 0.5  # in old voxels
-    taps = np.ceil(centres - reach)[:, None] + np.arange(int(2 * reach) + 2)
-    weights = np.maximum(0.0, 1.0 - np.abs(taps - centres[:, None]) / reach)
+    """(new_size, size) weights; each row sums to 1, and a ramp stays the same ramp.
+
+    Linear interpolation, averaged over a box where voxels become larger. A box of width sqrt(step**2 - 1) begins at
+    plain interpolation for equal spacings and tends to the whole new voxel.
+    """
+    box = np.sqrt(max(step**2 - 1, 1e-6))
+    reach = 1 + box / 2
+    centres = ((np.arange(new_size) + 0.5) * step - 0.5)[:, None]  # in old voxels
+    taps = np.ceil(centres - reach) + np.arange(int(2 * reach) + 2)
+    weights = (_triangle_below(taps - centres + box / 2) - _triangle_below(taps - centres - box / 2)) / box
     # Beyond the edge the nearest voxel counts: also for a centre in the last, incomplete voxel.
     inside = np.clip(taps, 0, size - 1).astype(np.intp)
     weights /= weights.sum(axis=1, keepdims=True)
@@ -329,6 +334,12 @@ def _linear_weights(size: int, new_size: int, step: float) -> csr_matrix:
     matrix = csr_matrix((weights.ravel(), (rows.ravel(), inside.ravel())), (new_size, size), dtype=np.float32)
     matrix.eliminate_zeros()
     return matrix
+
+
+def _triangle_below(end: np.ndarray) -> np.ndarray:
+    """Area under a triangle of half width 1 around 0, from its start to `end`."""
+    clipped = np.clip(end, -1, 1)
+    return np.where(clipped < 0, (1 + clipped) ** 2 / 2, 1 - (1 - clipped) ** 2 / 2)
 
 
 def _weighted(voxels: np.ndarray, weights: csr_matrix, axis: int) -> np.ndarray:

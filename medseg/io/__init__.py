@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -172,6 +173,8 @@ def _reader(path: Path) -> ModuleType:
     """The module that reads what this name stands for."""
     if not path.exists():
         raise UsageError(f"{path.name}: no such file; check the path")
+    if not os.access(path, os.R_OK):
+        raise UsageError(f"{path.name}: the file must be readable, got no permission; change its mode or owner")
     if series.is_series(path):
         series.refuse(path)
     ending = _ending(path)

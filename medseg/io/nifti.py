@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from medseg.errors import InputRefused
 from medseg.io import stream
+from medseg.io.checks import scaled_dtype
 from medseg.io.header import NO_ORIENTATION, Header, Problem
 from medseg.io.voxels import narrowest, scaled
 from medseg.volume import Grid, Source, Unit, Volume
@@ -81,7 +82,9 @@ def image_header(image: Any) -> Header:
         dtype = np.asanyarray(image.dataobj).dtype
         source = Source(format="memory", shape=tuple(image.shape), dtype=dtype, affine=image.affine)
         return Header(_without_last_ones(image.shape), dtype, np.asarray(image.affine, np.float64), source)
-    return _header(fields, offset=0)
+    header = _header(fields, offset=0)
+    # An array in memory counts as it is: slope and voxel type of the header are for the file it will become.
+    return header if nib.is_proxy(image.dataobj) else replace(header, dtype=np.asanyarray(image.dataobj).dtype)
 
 
 def image_voxels(image: Any, time_point: int | None) -> np.ndarray:
@@ -96,6 +99,11 @@ def image_voxels(image: Any, time_point: int | None) -> np.ndarray:
         raise InputRefused("the file behind the image is incomplete; copy or export it again") from None
     values = values.reshape(_without_last_ones(values.shape))
     values = values if time_point is None else values[..., time_point]
+    stored = image.get_data_dtype()
+    if nib.is_proxy(image.dataobj) and values.dtype.kind == "f" and stored.kind in "iu":
+        return values.astype(
+            scaled_dtype(stored)
+        )  # nibabel scales to float64; a file read here must give equal numbers
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
@@ -123,7 +131,7 @@ def to_nibabel(volume: Volume, *, like: Volume | None = None) -> Any:
         fields["pixdim"][:4] = source.fields["pixdim"][:4]
     else:
         _set_forms(fields, volume.affine, source)
-    return image_class(voxels, None, fields, dtype=voxels.dtype)
+    return image_class(voxels, fields.get_best_affine(), fields, dtype=voxels.dtype)
 
 
 def _set_forms(fields: Any, affine: np.ndarray, source: Source | None) -> None:
@@ -235,7 +243,7 @@ def _without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _dtype(fields: Any) -> np.dtype:
     try:
         return fields.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         raise InputRefused(
             f"expected a NIfTI voxel type, got code {int(fields['datatype'])}; convert to float32"
         ) from None
