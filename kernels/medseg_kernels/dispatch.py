@@ -20,11 +20,14 @@ if TYPE_CHECKING:
         def __getattr__(cls, name: str) -> Any: ...
 
     class _Language(metaclass=_Unchecked):
-        class constexpr(Any): ...  # noqa: N801 triton's own name
+        constexpr = Any
 
     triton: Any = _Language
     tl = _Language
     HAS_TRITON = True
+
+    def constant(value: float) -> Any:
+        """A number that kernels may read from their module."""
 else:
     try:
         import triton
@@ -42,6 +45,8 @@ else:
         )
         tl = SimpleNamespace(constexpr=float)
         HAS_TRITON = False
+
+    constant = tl.constexpr
 
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 """Whether kernels run in triton's interpreter. Fixed here because `triton.jit` fixes it when a kernel is defined."""

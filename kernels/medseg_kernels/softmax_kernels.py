@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseg_kernels.dispatch import INTERPRETED, dot_precision, kernel_types, launch_options, tl, triton
+from medseg_kernels.dispatch import INTERPRETED, constant, dot_precision, kernel_types, launch_options, tl, triton
 from medseg_kernels.layout import SegmentLayout, key_block, padded_width
 
-LOG2E = tl.constexpr(1.4426950408889634)
-NO_QUERY = tl.constexpr(-1)
-NO_KEY = tl.constexpr(-2)
+LOG2E = constant(1.4426950408889634)
+NO_QUERY = constant(-1)
+NO_KEY = constant(-2)
 
 
 @triton.jit

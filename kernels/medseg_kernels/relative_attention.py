@@ -1,0 +1,233 @@
+"""Attention over a grid with decomposed relative position (SAM's image encoder; MViTv2, 2112.01526, section 4.1).
+
+logit(i, j) = s q_i k_j + q_i Rh[y_i - y_j] + q_i Rw[x_i - x_j]: one learned vector per row offset and one per column
+offset, both met by the unscaled query. Written as rel_h[i, y_j] + rel_w[i, x_j] the bias costs N (H + W) numbers
+instead of N^2. B images, H x W grid of N tokens, h heads, D head width, M window side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medseg_kernels.dispatch import autocast_together, is_recorded, outside_autocast, uses_triton
+from medseg_kernels.layout import layout_windows
+from medseg_kernels.softmax_attention import segment_attention
+from medseg_kernels.window_attention import Windows, with_pad_rows
+
+CHUNK = 256  # queries per step of the CPU path: their logits (4 MB at 64 x 64) stay in the cache
+FUSED = 1024  # keys up to which the fused CPU attention with a written-out bias is faster than chunks
+
+
+def relative_position(
+    q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, *, window: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Give the bias of each query per key row and per key column.
+
+    Args:
+        q: Unscaled queries, (B, H, W, h, D).
+        rel_pos_h: Table over row offsets -(KH - 1) .. KH - 1, (2 KH - 1, D); other lengths are resized linearly.
+        rel_pos_w: Table over column offsets, (2 KW - 1, D), alike.
+        window: Side of the windows, so that KH = KW = window; without it the keys are the whole grid.
+
+    Returns:
+        (B, H, W, h, KH) and (B, H, W, h, KW).
+    """
+    height, width = q.shape[1:3]
+    down = _by_offset(rel_pos_h.to(q.dtype), height, window or height)
+    across = _by_offset(rel_pos_w.to(q.dtype), width, window or width)
+    return torch.einsum("byxhd,ykd->byxhk", q, down), torch.einsum("byxhd,xkd->byxhk", q, across)
+
+
+def _by_offset(table: Tensor, size: int, keys: int) -> Tensor:
+    """(offsets, D) to (size, keys, D): entry [i, j] is the vector of offset (i mod keys) - j."""
+    if len(table) != 2 * keys - 1:
+        table = F.interpolate(table.T[None], 2 * keys - 1, mode="linear")[0].T
+    query, key = torch.arange(size, device=table.device) % keys, torch.arange(keys, device=table.device)
+    return table[query[:, None] - key + keys - 1]
+
+
+def relative_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_pos_h: Tensor,
+    rel_pos_w: Tensor,
+    *,
+    window: int | None = None,
+    pad_k: Tensor | None = None,
+    pad_v: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What the op must equal: the published formula with its N x N bias; any device, any dtype."""
+    grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window=window))
+    cut = _windows(q, window)
+    queries, keys, values, rel_h, rel_w = (cut.cut(x) for x in grids)
+    keys, values = _filled(keys, cut, len(q), pad_k), _filled(values, cut, len(q), pad_v)
+    logits = (queries * _scale(q, scale)) @ keys.mT
+    logits = logits.unflatten(3, (rel_h.shape[3], rel_w.shape[3])) + rel_h[..., None] + rel_w[..., None, :]
+    return cut.join(logits.flatten(3).softmax(-1).to(v.dtype) @ values, len(q))
+
+
+def relative_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_pos_h: Tensor,
+    rel_pos_w: Tensor,
+    *,
+    window: int | None = None,
+    pad_k: Tensor | None = None,
+    pad_v: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Let every token attend to the whole grid, or to its window, with a bias by row and column offset.
+
+    Args:
+        q: Queries, (B, H, W, h, D), floating point; views of a fused projection are read in place.
+        k: Keys, same shape and dtype.
+        v: Values, same shape and dtype.
+        rel_pos_h: Table over row offsets, (2 KH - 1, D), KH key rows; other lengths are resized linearly.
+        rel_pos_w: Table over column offsets, (2 KW - 1, D), alike.
+        window: M, side of square windows from the upper left corner; None attends over the whole grid.
+        pad_k: Key of the places that fill up the last windows, (h, D). SAM pads before it projects, so there it is the
+            bias of the key projection. Needed where M does not divide the grid.
+        pad_v: Value of those places, (h, D).
+        scale: Factor on q k^T, not on the bias; D**-0.5 if not given.
+
+    Returns:
+        (B, H, W, h, D) in the dtype of `q`.
+
+    Raises:
+        ValueError: M does not divide the grid and `pad_k` or `pad_v` is missing.
+    """
+    q, k, v = autocast_together(q, k, v)
+    cut = _windows(q, window)
+    if (pad_k is None or pad_v is None) and cut.real(1, q.device) is not None:
+        raise ValueError(f"pad_k and pad_v must be given: window {window} does not divide the grid {cut.grid}")
+    if uses_triton(q, k, v, rel_pos_h, rel_pos_w):
+        return _through_the_core(q, k, v, (rel_pos_h, rel_pos_w), cut, window=window, pad=(pad_k, pad_v), scale=scale)
+    if is_recorded() or (q.device.type != "cpu" and window is None):
+        options = {"window": window, "pad_k": pad_k, "pad_v": pad_v, "scale": scale}
+        return relative_attention_reference(q, k, v, rel_pos_h, rel_pos_w, **options)
+    grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window=window))
+    queries, keys, values, rel_h, rel_w = (cut.cut(x) for x in grids)
+    keys, values = _filled(keys, cut, len(q), pad_k), _filled(values, cut, len(q), pad_v)
+    if keys.shape[2] > FUSED:
+        return cut.join(_chunked_attention(queries, keys, values, rel_h, rel_w, _scale(q, scale)), len(q))
+    bias = (rel_h[..., None] + rel_w[..., None, :]).flatten(3)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
+    return cut.join(out, len(q))
+
+
+def _windows(q: Tensor, window: int | None) -> Windows:
+    grid = tuple(q.shape[1:3])
+    side = grid if window is None else (window, window)
+    return Windows(grid, side, (0, 0), [-(-size // n) for size, n in zip(grid, side, strict=True)])
+
+
+def _filled(x: Tensor, cut: Windows, batch: int, pad: Tensor | None) -> Tensor:
+    """(B * windows, h, tokens, D) with `pad`, (h, D), in the places outside the grid."""
+    real = None if pad is None else cut.real(batch, x.device)
+    return x if real is None or pad is None else torch.where(real[:, None, :, None], x, pad.to(x.dtype)[:, None, :])
+
+
+def _scale(q: Tensor, scale: float | None) -> float:
+    return q.shape[-1] ** -0.5 if scale is None else float(scale)
+
+
+def _through_the_core(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tables: tuple[Tensor, Tensor],
+    cut: Windows,
+    *,
+    window: int | None,
+    pad: tuple[Tensor | None, Tensor | None],
+    scale: float | None,
+) -> Tensor:
+    """The Triton path: one segment per window or image, rows read where they lie."""
+    rel_h, rel_w = (x.flatten(0, 2) for x in relative_position(q, *tables, window=window))
+    q_rows = cut.rows(len(q), q.device)
+    k_rows, flat_k, flat_v = q_rows, k.flatten(0, 2), v.flatten(0, 2)
+    if pad[0] is not None and pad[1] is not None:
+        k_rows, flat_k, flat_v = with_pad_rows(q_rows, flat_k, flat_v, pad[0], pad[1])
+    layout = layout_windows(q_rows, k_rows, grid=(cut.side[0], cut.side[1]))
+    out = segment_attention(q.flatten(0, 2), flat_k, flat_v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w)
+    return out.unflatten(0, q.shape[:3])
+
+
+@torch.library.custom_op("medseg::chunked_attention", mutates_args=(), device_types="cpu")
+def _chunked_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
+    """CPU: CHUNK queries of one head at a time, the bias added in place; (B, h, N, D) each, rel (B, h, N, KH or KW)."""
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    with outside_autocast(q.device):
+        for b, h, rows, weights in _weights(q, k, rel_h, rel_w, scale):
+            out[b, h, rows] = (weights @ v[b, h].to(weights.dtype)).to(out.dtype)
+    return out
+
+
+@torch.library.custom_op("medseg::chunked_attention_backward", mutates_args=(), device_types="cpu")
+def _chunked_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float
+) -> list[Tensor]:
+    """Gradients of q, k, v, rel_h and rel_w; the weights are computed again, chunk by chunk."""
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32  # dk and dv are summed over the chunks
+    dq, dk, dv, drel_h, drel_w = (torch.zeros(x.shape, dtype=exact) for x in (q, k, v, rel_h, rel_w))
+    with outside_autocast(q.device):
+        for b, h, rows, weights in _weights(q, k, rel_h, rel_w, scale):
+            toward = grad[b, h, rows].to(exact)
+            dv[b, h].addmm_(weights.mT, toward)
+            slope = toward @ v[b, h].to(exact).mT
+            slope = slope.sub_((slope * weights).sum(1, keepdim=True)).mul_(weights)  # d loss / d logit
+            dq[b, h, rows] = slope @ k[b, h].to(exact) * scale
+            dk[b, h].addmm_(slope.mT, q[b, h, rows].to(exact), alpha=scale)
+            by_cell = slope.unflatten(1, (rel_h.shape[3], rel_w.shape[3]))
+            drel_h[b, h, rows], drel_w[b, h, rows] = by_cell.sum(2), by_cell.sum(1)
+    return [x.to(q.dtype) for x in (dq, dk, dv, drel_h, drel_w)]
+
+
+def _weights(
+    q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float
+) -> Iterator[tuple[int, int, slice, Tensor]]:
+    """Softmax weights of each chunk of queries, in float32 or float64: image, head, rows, (rows, N) in one buffer."""
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    batch, heads, count = q.shape[:3]
+    logits, weights = (torch.empty(min(CHUNK, count), k.shape[2], dtype=exact) for _ in range(2))
+    for b in range(batch):
+        for h in range(heads):
+            keys = k[b, h].to(exact).mT
+            for first in range(0, count, CHUNK):
+                rows = slice(first, min(first + CHUNK, count))
+                size = rows.stop - first
+                torch.mm(q[b, h, rows].to(exact) * scale, keys, out=logits[:size])
+                cells = logits[:size].unflatten(1, (rel_h.shape[3], rel_w.shape[3]))
+                cells.add_(rel_h[b, h, rows, :, None]).add_(rel_w[b, h, rows, None, :])
+                torch.softmax(logits[:size], 1, out=weights[:size])
+                yield b, h, rows, weights[:size]
+
+
+@_chunked_attention.register_fake
+def _(q, k, v, rel_h, rel_w, scale):
+    return q.new_empty((*q.shape[:3], v.shape[3]))
+
+
+@_chunked_attention_backward.register_fake
+def _(grad, q, k, v, rel_h, rel_w, scale):
+    return [torch.empty(x.shape, dtype=q.dtype, device=q.device) for x in (q, k, v, rel_h, rel_w)]
+
+
+def _save(ctx, inputs, output) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *_chunked_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
+
+
+_chunked_attention.register_autograd(_differentiate, setup_context=_save)
