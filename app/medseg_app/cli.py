@@ -75,18 +75,20 @@ def common(
 @answering
 def infer(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="NIfTI, MGH, NRRD or MetaImage files.", show_default=False)
+        list[Path], typer.Argument(metavar="INPUT", help="NIfTI, MGH, NRRD or MetaImage files.", show_default=False)
     ],
     model: Model = None,
     out: Out = None,
     time_point: TimePoint = None,
     force_scope: Annotated[
-        bool, typer.Option(help="Run on an image the model was not made for.", rich_help_panel=MODEL)
+        bool, typer.Option("--force-scope", help="Run on an image the model was not made for.", rich_help_panel=MODEL)
     ] = False,
     device: Device = "auto",
     engine: Engine = "auto",
     memory_limit: MemoryLimit = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the plan, write nothing.", rich_help_panel=OUTPUT)] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, write nothing.", rich_help_panel=OUTPUT)
+    ] = False,
     overwrite: Overwrite = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -159,7 +161,7 @@ def evaluate(
         ),
     ] = None,
     resample: Annotated[
-        bool, typer.Option(help="Bring the reference to the grid of PRED.", rich_help_panel=INPUT)
+        bool, typer.Option("--resample", help="Bring the reference to the grid of PRED.", rich_help_panel=INPUT)
     ] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.", rich_help_panel=OUTPUT)] = False,
     json: Json = False,
@@ -200,7 +202,9 @@ def train(
     ],
     data: Annotated[Path, typer.Option(help="Folder of the training data.", rich_help_panel=INPUT)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", rich_help_panel=OUTPUT)],
-    resume: Annotated[bool, typer.Option(help="Go on from the last step in -o.", rich_help_panel=MODEL)] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last step in -o.", rich_help_panel=MODEL)
+    ] = False,
     device: Device = "cpu",
     workers: Annotated[int, typer.Option(help="Processes that draw images.", min=0, rich_help_panel=COMPUTE)] = 1,
     minutes: Annotated[

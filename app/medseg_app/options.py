@@ -16,7 +16,7 @@ Json = Annotated[bool, typer.Option("--json", "-j", help="Print one JSON object.
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no remarks.", rich_help_panel=OUTPUT)]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel=OUTPUT)]
-Overwrite = Annotated[bool, typer.Option(help="Replace an earlier result.", rich_help_panel=OUTPUT)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.", rich_help_panel=OUTPUT)]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=COMPUTE)]
 Engine = Annotated[
     str, typer.Option(help="auto, or one that `medseg doctor` lists.", rich_help_panel=COMPUTE, show_default=True)

@@ -49,6 +49,7 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield partial
         for path in (*partial.rglob("*"), partial):
             _sync(path)
+        check_target(target, overwrite=overwrite)  # another run may have been quicker
         _put_in_place(partial, target)
         _sync(target.parent)
     except BaseException:

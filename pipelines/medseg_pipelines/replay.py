@@ -10,7 +10,7 @@ from medseg.errors import InputRefused, ModelMissing, UsageError
 from medseg_pipelines.case import hash_file, hash_volume, read_case
 from medseg_pipelines.events import Callback
 from medseg_pipelines.load import load_model
-from medseg_pipelines.manifest import read_manifest, version_changes
+from medseg_pipelines.manifest import version_changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +23,18 @@ class Replay:
 
 
 def replay(
-    manifest_path: Path, *, image: Path | None = None, model: str | Path | None = None, progress: Callback | None = None
+    manifest: dict[str, Any],
+    folder: Path,
+    *,
+    image: Path | None = None,
+    model: str | Path | None = None,
+    progress: Callback | None = None,
 ) -> Replay:
     """Run again what a manifest describes.
 
     Args:
-        manifest_path: The `manifest.json` of a result.
+        manifest: From `read_manifest`.
+        folder: The result folder that it lies in.
         image: The input, where it lies neither beside the result folder nor in it.
         model: The model folder, where it does not ship with the package.
         progress: Gets every event.
@@ -38,8 +44,7 @@ def replay(
         InputRefused: The input is not the one that was segmented.
         ModelMissing: The model is not the one that segmented it.
     """
-    manifest = read_manifest(manifest_path)
-    path = image or _find_input(manifest_path, manifest["input"]["name"])
+    path = image or _find_input(folder, manifest["input"]["name"])
     case = read_case(path, time_point=manifest["input"].get("time_point"))
     if case.record.sha256 != manifest["input"]["sha256"]:
         raise InputRefused(
@@ -60,16 +65,15 @@ def replay(
         torch.set_num_threads(threads)
     return Replay(
         identical=hash_volume(result.volume) == manifest["output"]["voxels_sha256"],
-        files_intact=_files_intact(manifest_path.parent, manifest.get("files", {})),
+        files_intact=_files_intact(folder, manifest.get("files", {})),
         changed_versions=tuple(version_changes(manifest)),
     )
 
 
-def _find_input(manifest_path: Path, name: str | None) -> Path:
+def _find_input(folder: Path, name: str | None) -> Path:
     if name is None:
         raise UsageError("manifest is of an image from memory, expected a file; give it with --input")
-    folder = manifest_path.resolve().parent
-    for place in (folder.parent, folder, Path.cwd()):
+    for place in (folder.resolve().parent, folder, Path.cwd()):
         if (place / name).is_file():
             return place / name
     raise UsageError(f"input '{name}' is not beside the result; give it with --input")

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from medseg_app.output import print_json, print_line
 from medseg_app.progress import ProgressView
+from medseg_pipelines.manifest import read_manifest
 
 
 def run(manifest: Path, *, image: Path | None, model: str | None, json: bool, quiet: bool) -> int:
     """Repeat and compare; returns 0 where the label map is equal bit for bit, else 1."""
-    from medseg_pipelines.replay import replay  # torch costs seconds: a wrong option must not pay them
+    content = read_manifest(manifest)
+    from medseg_pipelines.replay import replay  # torch costs seconds: a wrong manifest must not pay them
 
     with ProgressView(quiet=quiet) as view:
-        found = replay(manifest, image=image, model=model, progress=view)
+        found = replay(content, manifest.parent, image=image, model=model, progress=view)
     if json:
         print_json(asdict(found))
     else:

@@ -1,0 +1,45 @@
+"""The command line as a user calls it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_model import build_tiny_model, head
+
+from medseg.io import write
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with random weights."""
+    return build_tiny_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A head-like image in a folder of its own."""
+    path = tmp_path / "scan.nii.gz"
+    write(head(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The environment of a command: one thread, plain text, no folder of ours on the path but the installed package."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+
+
+@pytest.fixture(scope="session")
+def cli(environment: dict[str, str]) -> Cli:
+    """Runs `medseg` in a process of its own."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "medseg_app", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+    return call

@@ -1,0 +1,65 @@
+"""A model of a few hundred parameters, for tests of everything around a network."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medseg.volume import Volume
+from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+
+WINDOW = (32, 32, 32)
+
+
+def tiny_recipe() -> dict[str, Any]:
+    """The recipe of brain-structures with a tiny network, as it stands in the file."""
+    path = recipe_folder("brain-structures") / RECIPE_FILE
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["name"] = "tiny"
+    content["network"] = {
+        "name": "wau",
+        "options": {"in_channels": 1, "out_channels": 12, "channels": [4, 8], "upsample": "linear"},
+    }
+    content["preparation"]["spacing"] = [4.0, 4.0, 4.0]
+    content["inference"] = {"window": list(WINDOW), "overlap": 0.25}
+    content["training"] = {}
+    return content
+
+
+def build_tiny_model(folder: Path) -> Path:
+    """Recipe and random weights in `folder`, marked as untrained; returns the folder."""
+    import torch
+
+    from medseg.networks import build_network
+    from medseg.weights import save_weights, sha256_of
+
+    content = tiny_recipe()
+    torch.manual_seed(3)
+    network = build_network("wau", **content["network"]["options"])
+    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
+    content["weights"] = {
+        "file": weights.name,
+        "sha256": sha256_of(weights),
+        "dtype": "float32",
+        "trained": False,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
+
+
+def head(*, spacing: float = 4.0, orientation: str = "RAS") -> Volume:
+    """A smooth ball with some texture, 160 mm in a field of 200 mm: in scope, and quick to segment."""
+    size = round(200 / spacing)
+    axes = np.meshgrid(*[np.linspace(-100, 100, size)] * 3, indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    noise = np.random.default_rng(0).normal(size=radius.shape)
+    voxels = np.where(radius < 80, 600 + 2 * axes[0] + radius + 20 * noise, 5 * np.abs(noise))
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = -100
+    for axis, letter in enumerate(orientation):
+        if letter in "LPI":
+            affine[axis, axis] *= -1
+            affine[axis, 3] *= -1
+    return Volume(voxels.round().astype(np.int16), affine)
