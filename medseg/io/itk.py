@@ -11,7 +11,7 @@ import SimpleITK as sitk  # noqa: N813 - the name that its own documentation use
 from medseg.errors import InputRefused
 from medseg.io import stream
 from medseg.io.header import NO_ORIENTATION, Header, Problem
-from medseg.io.voxels import narrowest
+from medseg.io.voxels import storable
 from medseg.volume import Source, Volume
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -44,7 +44,7 @@ def read_header(path: Path) -> Header:
         InputRefused: The content is not of the named format, its geometry is not finite, or its voxels lie elsewhere.
     """
     name = _FORMATS[path.suffix.lower()]
-    text = _text_header(path, name)
+    text, end = _text_header(path, name)
     for key in _GEOMETRY[name]:
         # ITK reads a NaN origin of a MetaImage file as 0, so the text itself is searched.
         if any(word in text.get(key, "").lower() for word in ("nan", "inf")):
@@ -59,6 +59,8 @@ def read_header(path: Path) -> Header:
     except RuntimeError:
         raise InputRefused(f"expected a {name} header, got one that cannot be decoded; export the file again") from None
     header = _header(reader, reader.GetNumberOfComponents(), name, _byte_order(text))
+    if name == "MetaImage":
+        _check_length(path, text, end, header)
     problems = () if _ORIENTED[name] & text.keys() else (Problem("warning", NO_ORIENTATION),)
     return Header(header.shape, header.dtype, header.affine, header.source, header.components, problems=problems)
 
@@ -109,7 +111,7 @@ def to_sitk(volume: Volume) -> Any:
     directions = in_lps[:3, :3] / spacing
     if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-4:
         raise ValueError("axes must be at right angles for SimpleITK, got a sheared grid; resample it first")
-    voxels = narrowest(volume.voxels) if volume.kind == "labels" or volume.voxels.dtype == bool else volume.voxels
+    voxels = storable(volume)
     image = sitk.GetImageFromArray(np.ascontiguousarray(voxels.transpose()))
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(in_lps[:3, 3].tolist())
@@ -139,8 +141,8 @@ def _header(image: Any, components: int, name: str, byte_order: Any) -> Header:
     return Header(tuple(size[:rank]), dtype, affine, source, components=components)
 
 
-def _text_header(path: Path, name: str) -> dict[str, str]:
-    """Keys in lower case and values of the text in front of the voxels.
+def _text_header(path: Path, name: str) -> tuple[dict[str, str], int]:
+    """Keys in lower case and values of the text in front of the voxels, and the bytes that it takes.
 
     Raises:
         InputRefused: The file does not start like its format.
@@ -151,7 +153,9 @@ def _text_header(path: Path, name: str) -> dict[str, str]:
     if not started:
         raise InputRefused(f"expected a {name} header, got {stream.content(head)}; rename the file to what it is")
     fields: dict[str, str] = {}
+    end = 0
     for line in lines:
+        end += len(line) + 1
         text = line.decode("latin-1").strip()
         if not text and name == "NRRD":
             break
@@ -159,7 +163,7 @@ def _text_header(path: Path, name: str) -> dict[str, str]:
         fields[key.strip().lower()] = value.strip("= ")
         if fields.keys() & {"elementdatafile"}:
             break
-    return fields
+    return fields, end
 
 
 def _check_data_file(path: Path, name: str, text: dict[str, str]) -> None:
@@ -174,16 +178,28 @@ def _check_data_file(path: Path, name: str, text: dict[str, str]) -> None:
     beside = path.with_name(data)
     if not beside.is_file():
         raise InputRefused(f"expected the voxels in {data} beside the header, the file is missing; put it there")
-    _check_raw_length(beside, text)
 
 
-def _check_raw_length(data: Path, text: dict[str, str]) -> None:
-    """Compare the length of a compressed data file with the one in the header, since ITK complains past Python."""
-    noted = text.get("compresseddatasize", "")
-    if noted.isdigit() and data.stat().st_size < int(noted):
-        raise InputRefused(
-            f"the file is incomplete: {noted} bytes expected, {data.stat().st_size} there; export it again"
-        )
+def _check_length(path: Path, text: dict[str, str], end: int, header: Header) -> None:
+    """Compare the bytes that are there with those that the header announces: ITK would complain past Python, on stderr.
+
+    Args:
+        path: The MetaImage file.
+        text: Its header.
+        end: Bytes that the header takes.
+        header: The same, decoded.
+    """
+    data = text["elementdatafile"]
+    inside = data.upper() == "LOCAL"
+    there = path.stat().st_size - end if inside else path.with_name(data).stat().st_size
+    needed = int(np.prod(header.source.shape, dtype=object)) * header.components * header.dtype.itemsize
+    if text.get("compresseddata", "").lower() == "true":
+        noted = text.get("compresseddatasize", "")
+        needed = int(noted) if noted.isdigit() else 0
+    elif text.get("binarydata", "true").lower() != "true":
+        needed = 0  # numbers written as text have no fixed length
+    if there < needed:
+        raise InputRefused(stream.incomplete(needed, there))
 
 
 def _byte_order(text: dict[str, str]) -> str:

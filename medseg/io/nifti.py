@@ -19,7 +19,7 @@ from medseg.errors import InputRefused
 from medseg.io import stream
 from medseg.io.checks import scaled_dtype
 from medseg.io.header import NO_ORIENTATION, Header, Problem
-from medseg.io.voxels import narrowest, scaled
+from medseg.io.voxels import storable, scaled
 from medseg.volume import Grid, Source, Unit, Volume
 
 _SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
@@ -119,7 +119,7 @@ def to_nibabel(volume: Volume, *, like: Volume | None = None) -> Any:
     source = (like or volume).source
     large = max(volume.shape) > _LARGEST_NIFTI1_AXIS
     image_class = nib.Nifti2Image if large or (source and source.format == "NIfTI-2") else nib.Nifti1Image
-    voxels = narrowest(volume.voxels) if volume.kind == "labels" or volume.voxels.dtype == bool else volume.voxels
+    voxels = storable(volume)
     fields = image_class.header_class()
     fields.set_data_dtype(voxels.dtype)
     fields.set_data_shape(voxels.shape)

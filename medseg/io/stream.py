@@ -96,9 +96,9 @@ def length_error(path: Path, *, packed: bool, needed: int) -> str | None:
     """
     size = path.stat().st_size
     if not packed:
-        return _incomplete(needed, size) if size < needed else None
+        return incomplete(needed, size) if size < needed else None
     if size * _DEFLATE_RATIO < needed:
-        return _incomplete(needed, f"at most {size * _DEFLATE_RATIO}")
+        return incomplete(needed, f"at most {size * _DEFLATE_RATIO}")
     with path.open("rb") as stream:
         stream.seek(max(0, size - 4))
         noted = int.from_bytes(stream.read(4), "little")
@@ -125,7 +125,7 @@ def read_array(stream: BinaryIO, dtype: np.dtype, count: int) -> np.ndarray:
     while at < len(target):
         got = cast("int", stream.readinto(target[at : at + _CHUNK]))  # type: ignore[attr-defined]
         if not got:
-            raise InputRefused(_incomplete(len(target), at))
+            raise InputRefused(incomplete(len(target), at))
         at += got
     return values
 
@@ -140,7 +140,7 @@ def skip(stream: BinaryIO, count: int) -> None:
     while left > 0:
         got = len(stream.read(min(left, _CHUNK)))
         if not got:
-            raise InputRefused(_incomplete(count, count - left))
+            raise InputRefused(incomplete(count, count - left))
         left -= got
 
 
@@ -149,7 +149,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path with the same file name in a hidden folder beside the target; on success its files move into place.
 
     Whatever lies in the hidden folder is flushed to disk and moved over the target's folder, the named file last, so
-    a header never appears before the voxels that it describes. On any exception nothing is left behind.
+    a header never appears before the voxels that it describes. On any exception nothing is left behind; a process that
+    is killed leaves at most the hidden folder.
     """
     folder = Path(tempfile.mkdtemp(prefix=".medseg-", dir=path.parent))
     try:
@@ -172,5 +173,6 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def _incomplete(expected: int, got: int | str) -> str:
+def incomplete(expected: int, got: int | str) -> str:
+    """The sentence for a file with fewer bytes than its header announces."""
     return f"the file is incomplete: {expected} bytes expected, {got} there; copy or export it again"

@@ -6,7 +6,7 @@ import numpy as np
 
 from medseg.errors import InputRefused
 from medseg.io.checks import scaled_dtype
-from medseg.volume import Kind
+from medseg.volume import Kind, Volume
 
 _LABEL_TYPES = (np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64)  # smallest and most widely read first
 _LABEL_ROUNDING = 1e-3  # 2.9999998 is a 3 that went through float32; 2.5 is no label
@@ -54,6 +54,14 @@ def narrowest(labels: np.ndarray) -> np.ndarray:
     low, high = int(labels.min()), int(labels.max())
     fits = (t for t in _LABEL_TYPES if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
     return labels.astype(next(fits, np.uint64), copy=False)
+
+
+def storable(volume: Volume) -> np.ndarray:
+    """Voxels in a type that every format has: labels and masks in the smallest integers, half precision in single."""
+    voxels = volume.voxels
+    if volume.kind == "labels" or voxels.dtype == bool:
+        return narrowest(voxels)
+    return voxels.astype(np.float32) if voxels.dtype == np.float16 else voxels
 
 
 def _without_gaps(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

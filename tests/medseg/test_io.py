@@ -55,10 +55,13 @@ def test_labels_take_the_smallest_type(low: int, high: int, dtype: type, tmp_pat
     assert np.array_equal(read(tmp_path / "labels.nii.gz", kind="labels").voxels, labels)
 
 
-def test_masks_are_written_as_uint8(tmp_path: Path) -> None:
-    for ending in (".nii", ".mha"):
-        write(Volume(values() > 60, AFFINE), tmp_path / f"mask{ending}")
-        assert read(tmp_path / f"mask{ending}").voxels.dtype == np.uint8
+@pytest.mark.parametrize("ending", [".nii", ".mha"])
+def test_masks_and_half_precision_take_a_type_that_formats_have(ending: str, tmp_path: Path) -> None:
+    for voxels, dtype in ((values() > 60, np.uint8), (values(dtype=np.float16), np.float32)):
+        write(Volume(voxels, AFFINE), tmp_path / f"volume{ending}")
+        again = read(tmp_path / f"volume{ending}").voxels
+        assert again.dtype == dtype
+        assert np.array_equal(again, voxels)
 
 
 def test_labels_stored_as_float_are_rounded(tmp_path: Path) -> None:

@@ -228,11 +228,12 @@ def test_damaged_metaimage(old: bytes, new: bytes, match: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_cut_itk_files(ending: str, compressed: bool, tmp_path: Path) -> None:
+def test_cut_itk_files(ending: str, compressed: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"a{ending}"
     sitk.WriteImage(sitk.GetImageFromArray(values()), str(path), useCompression=compressed)
     path.write_bytes(path.read_bytes()[:-120])
     assert_refused(path, "incomplete")
+    assert capfd.readouterr().err == ""
 
 
 def test_colour_and_vectors_of_itk(tmp_path: Path) -> None:
