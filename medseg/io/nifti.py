@@ -19,7 +19,7 @@ from medseg.errors import InputRefused
 from medseg.io import stream
 from medseg.io.checks import scaled_dtype
 from medseg.io.header import NO_ORIENTATION, Header, Problem
-from medseg.io.voxels import storable, scaled
+from medseg.io.voxels import scaled, storable
 from medseg.volume import Grid, Source, Unit, Volume
 
 _SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
