@@ -60,6 +60,11 @@ class Decode(_Section):
         """Whether any class is told apart by side."""
         return any(right != left for right, left in self.table)
 
+    @property
+    def outputs(self) -> int:
+        """Scores that the network gives per voxel."""
+        return len(self.table) + int(self.sided)
+
 
 class Preparation(_Section):
     """The grid and grey values that the network sees."""
@@ -81,6 +86,7 @@ class Inference(_Section):
 
     window: tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels, RAS order
     overlap: float = Field(ge=0, lt=1)  # share of the window
+    bytes_per_voxel: int = Field(default=200, ge=0)  # memory of the network for each voxel of the window, measured
 
 
 class Scope(_Section):

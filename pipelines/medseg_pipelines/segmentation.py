@@ -60,9 +60,9 @@ class Segmentation:
             raise UsageError(f"engine must be one of auto, {', '.join(engines.available())}, got '{engine}'")
         network = build_network(recipe.network.name, **recipe.network.options)
         load_weights(network, folder / recipe.weights.file, sha256=recipe.weights.sha256)
-        shape = (1, 1, *recipe.inference.window)
-        self._predict = engines.prepare(network.eval(), engine=engine, device=str(self.device), example_shape=shape)
-        self.engine = engine
+        self._multiple = int(getattr(network, "multiple", 1))
+        self.engine = engines.default_engine(str(self.device)) if engine == "auto" else engine
+        self._predict = engines.prepare(network.eval(), engine=self.engine, device=str(self.device))
 
     def __call__(
         self,
@@ -102,12 +102,12 @@ class Segmentation:
     def plan(self, case: Case) -> RunPlan:
         """What segmenting the case will take; one window is run to know the time."""
         prepared, _ = self._prepare(case.volume)
-        inference = self.recipe.inference
-        plan = inferers.plan(prepared.shape, inference.window, inference.overlap)
-        window = torch.zeros((1, 1, *inference.window), device=self.device)
-        self._predict(window)  # the first run pays for what later ones find ready
-        started = monotonic()
-        self._predict(window)
+        plan = self._layout(prepared)
+        window = torch.zeros((1, 1, *plan.window), device=self.device)
+        with torch.inference_mode():
+            self._predict(window)  # the first run pays for what later ones find ready
+            started = monotonic()
+            self._predict(window)
         seconds = (monotonic() - started) * plan.tiles
         return RunPlan(
             grid=prepared.shape,
@@ -130,20 +130,29 @@ class Segmentation:
         return volume.with_voxels(grey), Chain((turned, cropped, resampled))
 
     def _label(self, prepared: Volume, report: Reporter) -> Volume:
-        inference = self.recipe.inference
         labels = inferers.label_volume(
             self._predict,
             prepared.voxels,
-            window=inference.window,
-            overlap=inference.overlap,
+            layout=self._layout(prepared),
             table=np.asarray(self.recipe.decode.table),
+            device=self.device,
             progress=report.advance,
         )
         return prepared.with_voxels(labels, kind="labels")
 
-    def _require_memory(self, prepared: Volume, limit: int | None) -> None:
+    def _layout(self, prepared: Volume) -> inferers.Plan:
         inference = self.recipe.inference
-        needed = inferers.plan(prepared.shape, inference.window, inference.overlap).peak_bytes
+        return inferers.plan(
+            prepared.shape,
+            inference.window,
+            inference.overlap,
+            outputs=self.recipe.decode.outputs,
+            multiple=self._multiple,
+            bytes_per_voxel=inference.bytes_per_voxel,
+        )
+
+    def _require_memory(self, prepared: Volume, limit: int | None) -> None:
+        needed = self._layout(prepared).peak_bytes
         if limit is not None and needed > limit:
             raise InputRefused(
                 f"run needs about {needed / 1e9:.1f} GB, --memory-limit allows {limit / 1e9:.1f} GB; "
