@@ -151,7 +151,7 @@ def evaluate(
     prediction: Annotated[
         Path, typer.Argument(metavar="PRED", help="A label map, or a result folder.", show_default=False)
     ],
-    reference: Annotated[Path, typer.Argument(metavar="REF", help="The reference label map.", show_default=False)],
+    reference: Annotated[Path, typer.Argument(metavar="REF", help="The reference, likewise.", show_default=False)],
     mapping: Annotated[
         Path | None,
         typer.Option(

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from tiny_model import build_tiny_model, head
+from typer.testing import CliRunner, Result
 
 from medseg.io import write
+from medseg_app.cli import app
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+Call = Callable[..., Result]
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +46,9 @@ def cli(environment: dict[str, str]) -> Cli:
         return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def call() -> Call:
+    """Runs `medseg` within this process: the same arguments, output and exit code without seconds of imports."""
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "120"})

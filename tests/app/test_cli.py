@@ -14,7 +14,7 @@ from medseg.io import write
 from medseg.volume import Volume
 from medseg_app.options import parse_size
 
-from .conftest import Cli
+from .conftest import Call
 
 HEAVY = {"torch", "monai", "gradio"}
 
@@ -57,57 +57,57 @@ def test_quick_answers_load_nothing_heavy(
     assert answer.stdout.splitlines()[-1].split() == ["LOADED", str(code)], answer.stderr
 
 
-def test_models_json(cli: Cli) -> None:
-    answer = cli("models", "--json")
+def test_models_json(call: Call) -> None:
+    answer = call("models", "--json")
     listed = json.loads(answer.stdout)["models"]
     assert "brain-structures" in {model["name"] for model in listed}
     assert all(model["licence"] and len(model["weights"]["sha256"]) == 64 for model in listed)
 
 
-def test_info_tells_the_grid_and_the_problems(cli: Cli, tmp_path: Path, scan: Path) -> None:
-    found = json.loads(cli("info", scan, "--json").stdout)
+def test_info_tells_the_grid_and_the_problems(call: Call, tmp_path: Path, scan: Path) -> None:
+    found = json.loads(call("info", scan, "--json").stdout)
     assert (found["shape"], found["orientation"], found["readable"]) == ([50, 50, 50], "RAS", True)
     (tmp_path / "cut.nii.gz").write_bytes(scan.read_bytes()[:2000])
-    answer = cli("info", tmp_path / "cut.nii.gz")
-    assert answer.returncode == 3
+    answer = call("info", tmp_path / "cut.nii.gz")
+    assert answer.exit_code == 3
     assert "error" in answer.stdout
 
 
-def test_images_outside_the_scope_are_refused(cli: Cli, tmp_path: Path) -> None:
+def test_images_outside_the_scope_are_refused(call: Call, tmp_path: Path) -> None:
     volume = head()
     write(volume.with_voxels((volume.voxels - 1000).astype(np.int16)), tmp_path / "ct.nii.gz")
     for arguments in ([], ["-m", "brain-structures"]):
-        answer = cli("infer", tmp_path / "ct.nii.gz", *arguments)
-        assert (answer.returncode, answer.stdout) == (3, "")
+        answer = call("infer", tmp_path / "ct.nii.gz", *arguments)
+        assert (answer.exit_code, answer.stdout) == (3, "")
         assert "look like CT" in answer.stderr
         assert "--force-scope" in answer.stderr
         assert len(answer.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["ct.nii.gz"]
 
 
-def test_evaluate_prints_table_json_and_csv(cli: Cli, tmp_path: Path) -> None:
+def test_evaluate_prints_table_json_and_csv(call: Call, tmp_path: Path) -> None:
     voxels = np.zeros((20, 20, 20), np.uint8)
     voxels[4:12, 4:12, 4:12] = 1
     write(Volume(voxels, np.eye(4), kind="labels"), tmp_path / "a.nii.gz")
     write(Volume(np.roll(voxels, 2, axis=0), np.eye(4), kind="labels"), tmp_path / "b.nii.gz")
     paths = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
-    table = cli("evaluate", *paths)
+    table = call("evaluate", *paths)
     assert "0.750" in table.stdout
     assert "in only one of them its Dice is 0" in table.stdout
-    content = json.loads(cli("evaluate", *paths, "--json").stdout)
+    content = json.loads(call("evaluate", *paths, "--json").stdout)
     assert content["structures"][0]["hd95_mm"] == 2.0
-    assert cli("evaluate", *paths, "--csv").stdout.splitlines()[1].startswith("label 1,0.75,2.0,")
+    assert call("evaluate", *paths, "--csv").stdout.splitlines()[1].startswith("label 1,0.75,2.0,")
 
 
-def test_evaluate_refuses_other_grids(cli: Cli, tmp_path: Path) -> None:
+def test_evaluate_refuses_other_grids(call: Call, tmp_path: Path) -> None:
     labels = np.ones((8, 8, 8), np.uint8)
     labels[0] = 0
     write(Volume(labels, np.eye(4), kind="labels"), tmp_path / "a.nii.gz")
     write(Volume(labels, np.diag([2.0, 1.0, 1.0, 1.0]), kind="labels"), tmp_path / "b.nii.gz")
-    refused = cli("evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
-    assert refused.returncode == 3
+    refused = call("evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    assert refused.exit_code == 3
     assert "--resample" in refused.stderr
-    assert cli("evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--resample").returncode == 0
+    assert call("evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--resample").exit_code == 0
 
 
 @pytest.mark.parametrize(

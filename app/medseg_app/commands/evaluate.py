@@ -17,14 +17,14 @@ def run(prediction: Path, reference: Path, *, mapping: Path | None, resample: bo
 
     Args:
         prediction: A label map, or a result folder of `medseg infer`.
-        reference: A label map.
+        reference: Another one.
         mapping: A JSON file that says what the reference's ids mean.
         resample: Bring the reference to the grid of the prediction.
         form: "table", "json" or "csv".
     """
     path, names = _labelled(prediction)
     table = _read_object(mapping, "map") if mapping else None
-    ours, theirs = io.read(path, kind="labels"), io.read(reference, kind="labels")
+    ours, theirs = io.read(path, kind="labels"), io.read(_labelled(reference)[0], kind="labels")
     found = evaluate(ours, theirs, names=names, mapping=table, resample=resample)
     if form == "json":
         print_json(as_json(found))
