@@ -2,6 +2,8 @@
 
 from medseg_kernels.layout import SegmentLayout, layout_dense, layout_from_labels, layout_windows
 from medseg_kernels.region_attention import region_attention
+from medseg_kernels.relative_attention import relative_attention, relative_position
+from medseg_kernels.rope_attention import rope_attention, rotate
 from medseg_kernels.softmax_attention import segment_attention
 from medseg_kernels.window_attention import window_attention
 
@@ -11,6 +13,10 @@ __all__ = [
     "layout_from_labels",
     "layout_windows",
     "region_attention",
+    "relative_attention",
+    "relative_position",
+    "rope_attention",
+    "rotate",
     "segment_attention",
     "window_attention",
 ]

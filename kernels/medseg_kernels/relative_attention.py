@@ -7,19 +7,15 @@ instead of N^2. B images, H x W grid of N tokens, h heads, D head width, M windo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import autocast_together, is_recorded, outside_autocast, uses_triton
+from medseg_kernels.chunks import chunked_attention
+from medseg_kernels.dispatch import autocast_together, is_recorded, uses_triton
 from medseg_kernels.layout import layout_windows
 from medseg_kernels.softmax_attention import segment_attention
 from medseg_kernels.window_attention import Windows, with_pad_rows
-
-CHUNK = 256  # queries per step of the CPU path: their logits (4 MB at 64 x 64) stay in the cache
-FUSED = 1024  # keys up to which the fused CPU attention with a written-out bias is faster than chunks
 
 
 def relative_position(
@@ -110,17 +106,16 @@ def relative_attention(
         raise ValueError(f"pad_k and pad_v must be given: window {window} does not divide the grid {cut.grid}")
     if uses_triton(q, k, v, rel_pos_h, rel_pos_w):
         return _through_the_core(q, k, v, (rel_pos_h, rel_pos_w), cut, window=window, pad=(pad_k, pad_v), scale=scale)
-    if is_recorded() or (q.device.type != "cpu" and window is None):
+    if is_recorded() or q.device.type != "cpu":
         options = {"window": window, "pad_k": pad_k, "pad_v": pad_v, "scale": scale}
         return relative_attention_reference(q, k, v, rel_pos_h, rel_pos_w, **options)
     grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window=window))
-    queries, keys, values, rel_h, rel_w = (cut.cut(x) for x in grids)
-    keys, values = _filled(keys, cut, len(q), pad_k), _filled(values, cut, len(q), pad_v)
-    if keys.shape[2] > FUSED:
-        return cut.join(_chunked_attention(queries, keys, values, rel_h, rel_w, _scale(q, scale)), len(q))
-    bias = (rel_h[..., None] + rel_w[..., None, :]).flatten(3)
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=scale)
-    return cut.join(out, len(q))
+    pads = (None, pad_k, pad_v, None, None)
+    if window is None:
+        parts = [x.flatten(1, 2).transpose(1, 2) for x in grids]
+    else:
+        parts = [cut.take(x, pad) for x, pad in zip(grids, pads, strict=True)]
+    return cut.join(chunked_attention(*parts, _scale(q, scale)), len(q))
 
 
 def _windows(q: Tensor, window: int | None) -> Windows:
@@ -159,75 +154,3 @@ def _through_the_core(
     layout = layout_windows(q_rows, k_rows, grid=(cut.side[0], cut.side[1]))
     out = segment_attention(q.flatten(0, 2), flat_k, flat_v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w)
     return out.unflatten(0, q.shape[:3])
-
-
-@torch.library.custom_op("medseg::chunked_attention", mutates_args=(), device_types="cpu")
-def _chunked_attention(q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float) -> Tensor:
-    """CPU: CHUNK queries of one head at a time, the bias added in place; (B, h, N, D) each, rel (B, h, N, KH or KW)."""
-    out = q.new_empty((*q.shape[:3], v.shape[3]))
-    with outside_autocast(q.device):
-        for b, h, rows, weights in _weights(q, k, rel_h, rel_w, scale):
-            out[b, h, rows] = (weights @ v[b, h].to(weights.dtype)).to(out.dtype)
-    return out
-
-
-@torch.library.custom_op("medseg::chunked_attention_backward", mutates_args=(), device_types="cpu")
-def _chunked_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float
-) -> list[Tensor]:
-    """Gradients of q, k, v, rel_h and rel_w; the weights are computed again, chunk by chunk."""
-    exact = torch.float64 if q.dtype == torch.float64 else torch.float32  # dk and dv are summed over the chunks
-    dq, dk, dv, drel_h, drel_w = (torch.zeros(x.shape, dtype=exact) for x in (q, k, v, rel_h, rel_w))
-    with outside_autocast(q.device):
-        for b, h, rows, weights in _weights(q, k, rel_h, rel_w, scale):
-            toward = grad[b, h, rows].to(exact)
-            dv[b, h].addmm_(weights.mT, toward)
-            slope = toward @ v[b, h].to(exact).mT
-            slope = slope.sub_((slope * weights).sum(1, keepdim=True)).mul_(weights)  # d loss / d logit
-            dq[b, h, rows] = slope @ k[b, h].to(exact) * scale
-            dk[b, h].addmm_(slope.mT, q[b, h, rows].to(exact), alpha=scale)
-            by_cell = slope.unflatten(1, (rel_h.shape[3], rel_w.shape[3]))
-            drel_h[b, h, rows], drel_w[b, h, rows] = by_cell.sum(2), by_cell.sum(1)
-    return [x.to(q.dtype) for x in (dq, dk, dv, drel_h, drel_w)]
-
-
-def _weights(
-    q: Tensor, k: Tensor, rel_h: Tensor, rel_w: Tensor, scale: float
-) -> Iterator[tuple[int, int, slice, Tensor]]:
-    """Softmax weights of each chunk of queries, in float32 or float64: image, head, rows, (rows, N) in one buffer."""
-    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    batch, heads, count = q.shape[:3]
-    logits, weights = (torch.empty(min(CHUNK, count), k.shape[2], dtype=exact) for _ in range(2))
-    for b in range(batch):
-        for h in range(heads):
-            keys = k[b, h].to(exact).mT
-            for first in range(0, count, CHUNK):
-                rows = slice(first, min(first + CHUNK, count))
-                size = rows.stop - first
-                torch.mm(q[b, h, rows].to(exact) * scale, keys, out=logits[:size])
-                cells = logits[:size].unflatten(1, (rel_h.shape[3], rel_w.shape[3]))
-                cells.add_(rel_h[b, h, rows, :, None]).add_(rel_w[b, h, rows, None, :])
-                torch.softmax(logits[:size], 1, out=weights[:size])
-                yield b, h, rows, weights[:size]
-
-
-@_chunked_attention.register_fake
-def _(q, k, v, rel_h, rel_w, scale):
-    return q.new_empty((*q.shape[:3], v.shape[3]))
-
-
-@_chunked_attention_backward.register_fake
-def _(grad, q, k, v, rel_h, rel_w, scale):
-    return [torch.empty(x.shape, dtype=q.dtype, device=q.device) for x in (q, k, v, rel_h, rel_w)]
-
-
-def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _differentiate(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_chunked_attention_backward(grad, *ctx.saved_tensors, ctx.scale), None
-
-
-_chunked_attention.register_autograd(_differentiate, setup_context=_save)

@@ -49,6 +49,16 @@ class Windows:
         order = [0, *range(1, 2 * d, 2), 2 * d + 1, *range(2, 2 * d + 1, 2), 2 * d + 2]
         return x.permute(order).flatten(d + 2, 2 * d + 1).flatten(0, d)
 
+    def take(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
+        """What `cut` gives, `pad` (h, c) in the empty cells, by one gather of whole tokens: no padded copy between."""
+        rows = self.rows(len(x), x.device)
+        empty = (rows < 0).flatten()
+        taken = x.flatten(0, -3).index_select(0, rows.clamp(min=0).flatten())
+        if any(side * n != size for side, n, size in zip(self.side, self.count, self.grid, strict=True)):
+            filling = 0.0 if pad is None else pad.to(x.dtype)
+            taken = torch.where(empty[:, None, None], filling, taken)
+        return taken.unflatten(0, rows.shape).transpose(1, 2)
+
     def join(self, x: Tensor, batch: int) -> Tensor:
         """Undo `cut`: (B * windows, h, tokens, c) to (B, *grid, h, c), the empty cells dropped."""
         d = len(self.side)
