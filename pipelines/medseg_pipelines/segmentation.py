@@ -93,9 +93,10 @@ class Segmentation:
         warnings = [*case.volume.notes, *require_in_scope(findings, self.recipe.name, force=force_scope)]
         report.start("preparing")
         prepared, chain = self._prepare(case.volume)
-        self._require_memory(prepared, memory_limit)
+        layout = self._layout(prepared)
+        _require_memory(layout.peak_bytes + case.volume.voxels.nbytes, memory_limit)
         report.start("segmenting")
-        labels = chain.undo(self._label(prepared, report))
+        labels = chain.undo(self._label(prepared, layout, report))
         report.start("measuring")
         return self._result(case, labels, warnings, report, force_scope=force_scope)
 
@@ -104,9 +105,8 @@ class Segmentation:
         prepared, _ = self._prepare(case.volume)
         plan = self._layout(prepared)
         window = torch.zeros((1, 1, *plan.window), device=self.device)
+        started = monotonic()
         with torch.inference_mode():
-            self._predict(window)  # the first run pays for what later ones find ready
-            started = monotonic()
             self._predict(window)
         seconds = (monotonic() - started) * plan.tiles
         return RunPlan(
@@ -129,18 +129,8 @@ class Segmentation:
         grey = rescale_percentiles(volume.voxels, *self.recipe.preparation.percentiles)
         return volume.with_voxels(grey), Chain((turned, cropped, resampled))
 
-    def _label(self, prepared: Volume, report: Reporter) -> Volume:
-        labels = inferers.label_volume(
-            self._predict,
-            prepared.voxels,
-            layout=self._layout(prepared),
-            table=np.asarray(self.recipe.decode.table),
-            device=self.device,
-            progress=report.advance,
-        )
-        return prepared.with_voxels(labels, kind="labels")
-
     def _layout(self, prepared: Volume) -> inferers.Plan:
+        """The windows over a prepared image."""
         inference = self.recipe.inference
         return inferers.plan(
             prepared.shape,
@@ -151,13 +141,16 @@ class Segmentation:
             bytes_per_voxel=inference.bytes_per_voxel,
         )
 
-    def _require_memory(self, prepared: Volume, limit: int | None) -> None:
-        needed = self._layout(prepared).peak_bytes
-        if limit is not None and needed > limit:
-            raise InputRefused(
-                f"run needs about {needed / 1e9:.1f} GB, --memory-limit allows {limit / 1e9:.1f} GB; "
-                "raise the limit or crop the image"
-            )
+    def _label(self, prepared: Volume, layout: inferers.Plan, report: Reporter) -> Volume:
+        labels = inferers.label_volume(
+            self._predict,
+            prepared.voxels,
+            layout=layout,
+            table=np.asarray(self.recipe.decode.table),
+            device=self.device,
+            progress=report.advance,
+        )
+        return prepared.with_voxels(labels, kind="labels")
 
     def _result(
         self, case: Case, labels: Volume, warnings: list[str], report: Reporter, *, force_scope: bool
@@ -208,3 +201,11 @@ def find_device(name: str) -> torch.device:
         here = "cpu" + ", cuda" * torch.cuda.is_available() + ", mps" * torch.backends.mps.is_available()
         raise UsageError(f"device must be auto or one of {here}, got '{name}'; `medseg doctor` lists them") from None
     return device
+
+
+def _require_memory(needed: int, limit: int | None) -> None:
+    if limit is not None and needed > limit:
+        raise InputRefused(
+            f"run needs about {needed / 1e9:.1f} GB, --memory-limit allows {limit / 1e9:.1f} GB; "
+            "raise the limit or crop the image"
+        )

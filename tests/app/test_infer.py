@@ -115,7 +115,7 @@ def test_a_kill_leaves_the_complete_result_or_none(scan: Path, model: Path, envi
     write(head(spacing=2.0), scan)  # more to write, so that a kill can fall into the writing
     out = scan.parent / "out"
     moments = random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         shutil.rmtree(out, ignore_errors=True)
         process = _start(scan, model, environment)
         _wait_for_writing(scan.parent, process, moments.uniform(0.0, 0.25), give_up=60)

@@ -123,7 +123,7 @@ def _model_for(case: Case, request: Request) -> tuple[str, str]:
         return choice.name, choice.reason
     recipe = load_recipe(request.model)
     warnings = require_in_scope(judge(case.volume, recipe.scope), recipe.name, force=request.force_scope)
-    for warning in warnings:
+    for warning in warnings if request.dry_run else ():  # a run has them in its result
         tell(f"warning: {warning}")
     return request.model, "named by the user"
 
