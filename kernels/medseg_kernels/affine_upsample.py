@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
 _BLOCK = 256  # pixels of one plane per program
 
@@ -89,7 +89,7 @@ def _apply_grad_kernel(
     x_ptr, grad_ptr, out_ptr, channels, guide_channels, height, width, fine_height, fine_width, rows, columns,
     ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of A and b: a coarse pixel collects from the rows x columns fine ones it may have reached; no atomics."""
+    """Gradient of A and b: a coarse pixel collects from rows x columns fine ones it may have reached; no atomics."""
     area, fine = height * width, fine_height * fine_width
     plane = tl.program_id(1).to(tl.int64)
     guide = plane // channels * guide_channels + plane % channels % guide_channels
@@ -179,7 +179,7 @@ def affine_upsample(line: Tensor, x: Tensor) -> Tensor:
     Returns:
         (B, C, H, W) in the dtype of `x`, computed in that of `line`.
     """
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
+    if is_recorded():
         return affine_upsample_reference(line, x)
     if uses_triton(line, x):
         return _apply(line, x)

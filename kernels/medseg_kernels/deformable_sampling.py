@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import is_deterministic, kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import is_deterministic, is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
 _BLOCK = 16  # queries per program: 16 x 64 channels keep four corner loads in flight
 
@@ -292,7 +292,7 @@ def deform_sample(
             f"locations must be (B, Q, h, {len(spatial_shapes)}, P, 2) and weights the same without the 2, "
             f"got {list(locations.shape)} and {list(weights.shape)}"
         )
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
+    if is_recorded():
         return deform_sample_reference(value, list(spatial_shapes), locations, weights)
     if uses_triton(value, locations, weights):
         fixed = is_deterministic() if deterministic is None else deterministic

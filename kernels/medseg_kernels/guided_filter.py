@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg_kernels.affine_upsample import affine_upsample, affine_upsample_reference
-from medseg_kernels.dispatch import kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
 _BLOCK = 256  # pixels of one plane per program
 _FLOOR = 1e-12  # keeps windows without any attention away from 0 / 0
@@ -350,7 +350,7 @@ def box_sum(x: Tensor, radius: int) -> Tensor:
     """
     if uses_triton(x):
         return _box_filter(x, radius, 0)
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
+    if is_recorded():
         return box_sum_reference(x, radius)
     wide = x if x.dtype == torch.float64 else x.float()
     return _box(F.pad(wide, [radius] * 4), radius).to(x.dtype)
@@ -384,7 +384,7 @@ def guided_filter(
         ValueError: The shapes do not fit, or a window would span the whole coarse map.
     """
     _check(low_x, low_y, high_x, attention, radius)
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
+    if is_recorded():
         return guided_filter_reference(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
     wide = torch.float64 if low_y.dtype == torch.float64 else torch.float32
     a = attention.to(wide).abs() + _FLOOR

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
 _BLOCK = 512  # cells of the half-size grid per program: 8 loads and 8 stores each, enough to keep the memory busy
 
@@ -206,7 +206,7 @@ def haar3d(x: Tensor) -> Tensor:
     """
     if x.ndim != 5 or x.shape[2] % 2 or x.shape[3] % 2 or x.shape[4] % 2:
         raise ValueError(f"x must be (B, C, D, H, W) with even D, H and W, got {list(x.shape)}; pad it first")
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
+    if is_recorded():
         return haar3d_reference(x)
     return _haar3d_op(x)
 
@@ -225,7 +225,7 @@ def ihaar3d(y: Tensor) -> Tensor:
     """
     if y.ndim != 5 or y.shape[1] % 8:
         raise ValueError(f"y must be (B, 8 C, d, h, w), got {list(y.shape)}")
-    if torch.jit.is_scripting() or torch.jit.is_tracing():
+    if is_recorded():
         return ihaar3d_reference(y)
     return _ihaar3d_op(y)
 
