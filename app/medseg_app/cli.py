@@ -153,10 +153,11 @@ def evaluate(
     ],
     reference: Annotated[Path, typer.Argument(metavar="REF", help="The reference, likewise.", show_default=False)],
     mapping: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--map",
-            help='JSON: reference id (or "first-last") to our name, id, a list of them, or null to leave it out.',
+            help='freesurfer, or a JSON file: reference id (or "first-last") to our name, id, a list of them, '
+            "or null to leave it out.",
             rich_help_panel=INPUT,
         ),
     ] = None,

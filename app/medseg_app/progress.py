@@ -29,13 +29,15 @@ class ProgressView:
         self._task = self._bar.add_task("", total=1, left="") if self._bar else None
 
     def __enter__(self) -> Self:
-        if self._bar:
-            self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """Take the bar away, so that something else can be printed; the next event brings it back."""
         if self._bar:
             self._bar.stop()
 
@@ -49,6 +51,7 @@ class ProgressView:
         left = f"about {duration_text(event.seconds_left)} left" if event.seconds_left is not None else ""
         if self._bar and self._task is not None:
             text = f"{self._case}{event.stage}"
+            self._bar.start()
             self._bar.update(self._task, description=text, completed=event.done, total=event.total, left=left)
         elif monotonic() - self._told >= _LINE_EVERY:
             self._told = monotonic()

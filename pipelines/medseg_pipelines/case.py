@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Case:
 
     volume: Volume
     record: InputRecord
+    seconds: float = 0.0  # that reading took
 
 
 def read_case(image: Any, *, time_point: int | None = None, memory_limit: int | None = None) -> Case:
@@ -46,17 +48,15 @@ def read_case(image: Any, *, time_point: int | None = None, memory_limit: int | 
     """
     if isinstance(image, Case):
         return image
+    started = monotonic()
     if isinstance(image, (str, Path)):
         path = Path(image)
         volume = io.read(path, time_point=time_point, memory_limit=memory_limit)
         digest, size = hash_file(path)
         return Case(volume=volume, record=InputRecord(name=path.name, size=size, sha256=digest, time_point=time_point))
     volume = image if isinstance(image, Volume) else _from_memory(image, time_point)
-    digest = hash_volume(volume)
-    return Case(
-        volume=volume,
-        record=InputRecord(name=None, size=volume.voxels.nbytes, sha256=digest, time_point=time_point),
-    )
+    record = InputRecord(name=None, size=volume.voxels.nbytes, sha256=hash_volume(volume), time_point=time_point)
+    return Case(volume=volume, record=record, seconds=monotonic() - started)
 
 
 def _from_memory(image: Any, time_point: int | None) -> Volume:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from medseg import io
+from medseg import __version__, io
 from medseg.volume import Volume
 from medseg_pipelines.case import hash_file
 from medseg_pipelines.folders import RESULT_MARK, whole_folder
@@ -62,7 +62,7 @@ class Result:
         size, step = (" x ".join(f"{v:.4g}" for v in values) for values in (self.image.shape, self.image.spacing))
         caption = Caption(
             title=self.recipe.title,
-            subtitle=f"{model['name']}, weights {model['weights_sha256'][:8]}. {size} voxels of {step} mm.",
+            subtitle=f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}. {size} voxels of {step} mm.",
             warnings=tuple(warning for warning in self.warnings if warning != UNTRAINED),
             trained=self.recipe.weights.trained,
         )

@@ -169,7 +169,7 @@ class Segmentation:
             labels=labels,
             machine=self._machine(),
             force_scope=force_scope,
-            seconds=report.seconds,
+            seconds={**report.seconds, "reading": round(case.seconds, 3)},
             warnings=tuple(warnings),
         )
         return Result(

@@ -15,7 +15,7 @@ Status = Literal["complete", "cut", "not assessed", "not found"]
 
 ROUNDING = "ml are rounded to 0.01; the voxel count is exact"
 
-STATUS_MEANING = {
+STATUS_MEANING: dict[Status, str] = {
     "complete": "the structure lies within the image",
     "cut": "the structure touches the image edge: the true volume is at least the one given",
     "not assessed": "nothing was segmented, and the image cuts its surroundings: no statement",

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -48,6 +49,27 @@ def test_one_run_from_end_to_end(cli: Cli, call: Call, scan: Path, model: Path) 
     evaluated = json.loads(call("evaluate", folder, folder, "--json").stdout)
     assert evaluated["mean_dice"] == 1.0
     assert evaluated["structures"][0]["name"] == "left cerebral white matter"
+
+
+def test_replay_tells_a_different_result(call: Call, scan: Path, model: Path) -> None:
+    assert call("infer", scan, "-m", model, "-q").exit_code == 0
+    manifest = scan.parent / "scan_tiny" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["output"]["voxels_sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    answer = call("replay", manifest, "-m", model)
+    assert answer.exit_code == 1
+    assert "different" in answer.stdout
+
+
+def test_a_run_opens_no_socket(call: Call, scan: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"a run must not open a connection, it wanted {arguments[1:]}")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert call("infer", scan, "-m", model, "-q").exit_code == 0
 
 
 def test_batch_goes_on_after_a_refusal(call: Call, scan: Path, model: Path) -> None:

@@ -9,21 +9,22 @@ from medseg import io
 from medseg.errors import UsageError
 from medseg_app.output import print_json, print_line, print_table, tell
 from medseg_pipelines.evaluation import Evaluation, Name, as_csv, as_json, evaluate
+from medseg_pipelines.recipe import recipe_folder, recipe_names
 from medseg_pipelines.results import LABELS_JSON
 
 
-def run(prediction: Path, reference: Path, *, mapping: Path | None, resample: bool, form: str) -> int:
+def run(prediction: Path, reference: Path, *, mapping: str | None, resample: bool, form: str) -> int:
     """Compare and print; returns the exit code.
 
     Args:
         prediction: A label map, or a result folder of `medseg infer`.
         reference: Another one.
-        mapping: A JSON file that says what the reference's ids mean.
+        mapping: A JSON file that says what the reference's ids mean, or the name of one that ships with a model.
         resample: Bring the reference to the grid of the prediction.
         form: "table", "json" or "csv".
     """
     path, names = _labelled(prediction)
-    table = _read_object(mapping, "map") if mapping else None
+    table = _read_object(_map_path(mapping), "map") if mapping else None
     ours, theirs = io.read(path, kind="labels"), io.read(_labelled(reference)[0], kind="labels")
     found = evaluate(ours, theirs, names=names, mapping=table, resample=resample)
     if form == "json":
@@ -35,6 +36,11 @@ def run(prediction: Path, reference: Path, *, mapping: Path | None, resample: bo
     else:
         _print(found)
     return 0
+
+
+def _map_path(mapping: str) -> Path:
+    shipped = (recipe_folder(name) / "maps" / f"{mapping}.json" for name in recipe_names())
+    return next((path for path in shipped if path.is_file()), Path(mapping))
 
 
 def _labelled(path: Path) -> tuple[Path, list[Name]]:

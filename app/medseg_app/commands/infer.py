@@ -13,7 +13,7 @@ from medseg_pipelines.folders import check_target
 from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.scope import choose_model, judge, require_in_scope
-from medseg_pipelines.statistics import Structure
+from medseg_pipelines.statistics import STATUS_MEANING, Structure
 from medseg_pipelines.words import RESEARCH_USE
 
 if TYPE_CHECKING:
@@ -100,19 +100,23 @@ def _one(path: Path, request: Request, models: dict[str, "Segmentation"], view: 
     view(Event(stage="reading", done=0, total=1, seconds_left=None))
     case = read_case(path, time_point=request.time_point, memory_limit=request.memory_limit)
     name, reason = _model_for(case, request)
+    title = load_recipe(name).name
+    view.pause()
     if not request.quiet:
-        tell(f"model {name}: {reason}")
-    target = target_of(path, request, load_recipe(name).name)
+        tell(f"model {title}: {reason}")
+    target = target_of(path, request, title)
     if not request.dry_run:
         _make_parent(target, request)
         check_target(target, overwrite=request.overwrite)
     if name not in models:
         models[name] = load_model(name, device=request.device, engine=request.engine)
     if request.dry_run:
+        view.pause()
         return _plan(models[name], case, target, reason, request)
     result = models[name](case, progress=view, force_scope=request.force_scope, memory_limit=request.memory_limit)
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     result.save(target, overwrite=request.overwrite)
+    view.pause()
     return _answer(path, target, result, reason, request)
 
 
@@ -166,6 +170,10 @@ def _answer(path: Path, target: Path, result: "Result", reason: str, request: Re
         for warning in result.warnings:
             tell(f"warning: {warning}")
         print_table(("structure", "right ml", "left ml", ""), _rows(result), numeric=("right ml", "left ml"))
+        found = {structure.status for structure in result.statistics}
+        for status, meaning in STATUS_MEANING.items():
+            if status in found - {"complete"}:
+                print_line(f"{status}: {meaning}")
         print_line(f"labels    {target / result.label_file}")
         print_line(f"picture   {target / 'preview.png'}")
         print_line(f"volumes   {target / 'statistics.csv'}")
