@@ -96,7 +96,9 @@ def deviations(
     relative = max((own[name] / _rms(want) for name, want in exact.items() if _rms(want)), default=0.0)
     result = []
     for name, want in exact.items():
-        bound = max(factor * own[name], factor * relative * _rms(want), unit * largest)
+        # What is zero by cancellation (the gradient of a softmax over one key) keeps the rounding of both its terms.
+        floor = unit * largest * (1 if _rms(want) else 2)
+        bound = factor * max(own[name], relative * _rms(want), floor)
         if got[name].shape != want.shape or got[name].dtype != rounded[name].dtype:
             raise ValueError(
                 f"{name} must be {tuple(want.shape)} {rounded[name].dtype} like the reference's, "
@@ -139,7 +141,8 @@ def _run(
     leaves = {f"grad {i}": x for i, x in enumerate(args)} | {f"grad {name}": x for name, x in options.items()}
     leaves = {name: x for name, x in leaves.items() if isinstance(x, Tensor) and x.requires_grad}
     if gradients and leaves:
-        torch.autograd.backward(outputs, [_direction(out) for out in outputs])
+        reached = [out for out in outputs if out.requires_grad]  # nothing, where there is not one token
+        torch.autograd.backward(reached, [_direction(out) for out in reached])
         found |= {name: x.grad if x.grad is not None else torch.zeros_like(x) for name, x in leaves.items()}
     return found
 

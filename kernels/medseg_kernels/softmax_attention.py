@@ -11,6 +11,8 @@ the CPU path in `buckets.py`.
 
 from __future__ import annotations
 
+from math import log
+
 import torch
 from torch import Tensor
 
@@ -111,7 +113,8 @@ def segment_attention_with_lse(
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         added = (None if x is None else x.contiguous() for x in (rel_h, rel_w, bias))
         tables = (layout.q_rows, layout.q_segment, layout.q_start, layout.k_rows, layout.k_segment, layout.k_start)
-        return _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
+        out, lse = _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
+        return out, lse * log(2) if uses_triton(q, k, v) else lse
     out, lse = segment_attention_reference(q, k, v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w, bias=bias)
     return out, lse.detach()
 
@@ -133,7 +136,11 @@ def _segment_attention(
     scale: float,
     grid: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """The op that compilers and exporters see: flat arguments, output and log-sum."""
+    """The op that compilers and exporters see: flat arguments, output and log-sum.
+
+    The log-sum stays in its maker's base, 2 in the kernels and e on the CPU: at logits of 500 a conversion would round
+    away digits that the backward pass needs.
+    """
     layout = _layout(q_rows, q_segment, q_start, k_rows, k_segment, k_start, grid)
     with outside_autocast(q.device):
         if uses_triton(q, k, v):

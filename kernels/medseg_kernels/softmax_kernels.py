@@ -5,8 +5,8 @@ belong to, BLOCK_K at a time, and keeps three things per query: the largest logi
 2**(logit - m) so far (total), and the sum of those weights times v (acc). When m grows, total and acc shrink by the
 same factor. At the end acc / total is the output. No logit outlives its step: no attention matrix is ever in memory.
 
-The backward pass recomputes the logits from the saved log-sum (lse), once per query block for dq and once per key
-block for dk and dv. With p the weight, g the output gradient and delta = sum_d g out of each query,
+The backward pass recomputes the weights from the saved log-sum (lse, in base 2), once per query block for dq and once
+per key block for dk and dv. With p the weight, g the output gradient and delta = sum_d g out of each query,
     dv = p^T g,   ds = p (g v^T - delta),   dq = scale ds k,   dk = scale ds^T q,   dbias = ds.
 Each gradient is summed by one program in a fixed order: no atomics, the same bits on every run.
 
@@ -41,7 +41,7 @@ def _slots(begin, end, rows_ptr, segment_ptr, NOBODY: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def _rows(ptr, row, real, stride, D, BLOCK_D: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr):
+def _rows(ptr, row, real, stride, D: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr):
     """(BLOCK, BLOCK_D) of a matrix, zeros where there is no row and behind the last column."""
     column = tl.arange(0, BLOCK_D)
     x = tl.load(ptr + row[:, None] * stride + column, mask=real[:, None] & (column < D), other=0.0)
@@ -49,7 +49,7 @@ def _rows(ptr, row, real, stride, D, BLOCK_D: tl.constexpr, ACC: tl.constexpr, U
 
 
 @triton.jit
-def _put_rows(ptr, x, row, real, stride, D, BLOCK_D: tl.constexpr):
+def _put_rows(ptr, x, row, real, stride, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Write (BLOCK, BLOCK_D) back to its rows."""
     column = tl.arange(0, BLOCK_D)
     at = ptr + row[:, None] * stride + column
@@ -73,11 +73,13 @@ def _added(
         at = (q_row * heads + h)[:, None]
         down = tl.load(rel_h_ptr + at * KH + y, mask=real & (y < KH), other=0.0).to(ACC)
         across = tl.load(rel_w_ptr + at * KW + x, mask=real & (x < KW), other=0.0).to(ACC)
-        return tl.reshape(down[:, :, None] + across[:, None, :], (BLOCK_Q, BLOCK_K))
-    q_place = q_slot - tl.load(q_start_ptr + q_segment, mask=q_segment >= 0, other=0)
-    k_place = k_slot - tl.load(k_start_ptr + k_segment, mask=k_segment >= 0, other=0)
-    at = bias_ptr + (h * LQ + q_place)[:, None] * LK + k_place
-    return tl.load(at, mask=real & (k_segment >= 0), other=0.0).to(ACC)
+        added = tl.reshape(down[:, :, None] + across[:, None, :], (BLOCK_Q, BLOCK_K))
+    else:
+        q_place = q_slot - tl.load(q_start_ptr + q_segment, mask=q_segment >= 0, other=0)
+        k_place = k_slot - tl.load(k_start_ptr + k_segment, mask=k_segment >= 0, other=0)
+        at = bias_ptr + (h * LQ + q_place)[:, None] * LK + k_place
+        added = tl.load(at, mask=real & (k_segment >= 0), other=0.0).to(ACC)
+    return added
 
 
 @triton.jit
@@ -88,7 +90,7 @@ def _weights(
     """Weights p and logit gradients ds of one block, both (BLOCK_Q, BLOCK_K), recomputed from the saved log-sums."""
     logit = tl.dot(q, tl.trans(k), input_precision=PRECISION, out_dtype=ACC) * (SCALE * LOG2E) + added * LOG2E
     seen = q_segment[:, None] == k_segment
-    p = tl.where(seen, tl.exp2(logit - (lse * LOG2E)[:, None]), 0.0)
+    p = tl.where(seen, tl.exp2(logit - lse[:, None]), 0.0)
     toward = tl.dot(grad, tl.trans(v), input_precision=PRECISION, out_dtype=ACC)
     return p, tl.where(seen, p * (toward - delta[:, None]), 0.0)
 
@@ -97,9 +99,10 @@ def _weights(
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr,
     q_rows_ptr, q_segment_ptr, q_start_ptr, k_rows_ptr, k_segment_ptr, k_start_ptr, rel_h_ptr, rel_w_ptr, bias_ptr,
-    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, q_slots, k_slots, D, DV, KH, KW, LQ, LK,
-    SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    WIDTH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr
+    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, q_slots, k_slots, KH, KW, LQ, LK,
+    D: tl.constexpr, DV: tl.constexpr, SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    UPCAST: tl.constexpr
 ):  # fmt: skip
     """Output and log-sum of BLOCK_Q query slots of one head."""
     h, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -136,16 +139,17 @@ def _forward_kernel(
     seen = total > 0  # false for a query whose segment holds no key: zeros and -inf
     out = tl.where(seen[:, None], acc / tl.where(seen, total, 1.0)[:, None], 0.0)
     _put_rows(out_ptr + h * DV, out, q_row, real, heads * DV, DV, BLOCK_DV)
-    tl.store(lse_ptr + q_row * heads + h, (m + tl.log2(tl.where(seen, total, 1.0))) / LOG2E, mask=real)
+    tl.store(lse_ptr + q_row * heads + h, m + tl.log2(tl.where(seen, total, 1.0)), mask=real)
 
 
 @triton.jit
 def _backward_q_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dq_ptr, drel_h_ptr, drel_w_ptr,
     q_rows_ptr, q_segment_ptr, q_start_ptr, k_rows_ptr, k_segment_ptr, k_start_ptr, rel_h_ptr, rel_w_ptr, bias_ptr,
-    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, q_slots, k_slots, D, DV, KH, KW, LQ, LK,
-    SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    WIDTH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr
+    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, q_slots, k_slots, KH, KW, LQ, LK,
+    D: tl.constexpr, DV: tl.constexpr, SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    UPCAST: tl.constexpr
 ):  # fmt: skip
     """dq, drel_h and drel_w of BLOCK_Q query slots of one head."""
     h, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -193,9 +197,10 @@ def _backward_q_kernel(
 def _backward_kv_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     q_rows_ptr, q_segment_ptr, q_start_ptr, k_rows_ptr, k_segment_ptr, k_start_ptr, rel_h_ptr, rel_w_ptr, bias_ptr,
-    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, q_slots, k_slots, D, DV, KH, KW, LQ, LK,
-    SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    WIDTH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr
+    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, q_slots, k_slots, KH, KW, LQ, LK,
+    D: tl.constexpr, DV: tl.constexpr, SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr,
+    UPCAST: tl.constexpr
 ):  # fmt: skip
     """dk and dv of BLOCK_K key slots of one head."""
     h, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -234,9 +239,9 @@ def _backward_kv_kernel(
 def _backward_bias_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, lse_ptr, delta_ptr, partial_ptr,
     q_rows_ptr, q_segment_ptr, q_start_ptr, k_rows_ptr, k_segment_ptr, k_start_ptr, bias_ptr,
-    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, heads, D, DV, LQ, LK, segments, share,
-    SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    PRECISION: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr
+    q_stride, q_stride_h, k_stride, k_stride_h, v_stride, v_stride_h, heads, LQ, LK, segments, share,
+    D: tl.constexpr, DV: tl.constexpr, SCALE: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, PRECISION: tl.constexpr, ACC: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
     """Sum of ds over `share` segments for one block of the (h, LQ, LK) table; the caller adds the parts in order."""
     h, part = (tl.program_id(1) % heads).to(tl.int64), tl.program_id(1) // heads
@@ -270,10 +275,10 @@ def _backward_bias_kernel(
 def launch_forward(
     q: Tensor, k: Tensor, v: Tensor, layout: SegmentLayout, added: tuple[Tensor | None, ...], scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output (Nq, h, Dv) and log-sum (Nq, h) of the arguments of `segment_attention`; `added` is rel_h, rel_w, bias."""
+    """Output (Nq, h, Dv) and base-2 log-sum (Nq, h) of `segment_attention`; `added` is rel_h, rel_w, bias."""
     out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
     lse = torch.empty(q.shape[:2], dtype=_sum_dtype(q), device=q.device)
-    constants = _constants(q, v, layout, scale, backward=False)
+    constants = _constants(q, v, layout, scale, backward=False, table=added[2] is not None)
     slots = len(layout.q_segment)
     if slots:
         grid = (triton.cdiv(slots, constants["BLOCK_Q"]), q.shape[1])
@@ -293,7 +298,7 @@ def launch_backward(
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     rel_h, rel_w, bias = added
     drel_h, drel_w = (None if x is None else torch.empty_like(x) for x in (rel_h, rel_w))
-    constants = _constants(q, v, layout, scale, backward=True)
+    constants = _constants(q, v, layout, scale, backward=True, table=bias is not None)
     inputs, sizes = (q, k, v, grad, lse, delta), _sizes(q, k, v, layout, added)
     tables = (*_tables(layout), *added)
     slots = len(layout.q_segment), len(layout.k_segment)
@@ -318,7 +323,7 @@ def _launch_bias(inputs: tuple[Tensor, ...], bias: Tensor, layout: SegmentLayout
     constants = {name: value for name, value in constants.items() if name != "WIDTH"}
     blocks = triton.cdiv(places_q, constants["BLOCK_Q"]) * triton.cdiv(places_k, constants["BLOCK_K"])
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
-    sizes = (*strides, heads, q.shape[2], v.shape[2], places_q, places_k, segments, share)
+    sizes = (*strides, heads, places_q, places_k, segments, share)
     if blocks and parts:
         grid = (blocks, heads * parts)
         _backward_bias_kernel[grid](*inputs, partial, *_tables(layout), bias, *sizes, **constants)
@@ -330,29 +335,35 @@ def _tables(layout: SegmentLayout) -> tuple[Tensor | None, ...]:
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, layout: SegmentLayout, added: tuple[Tensor | None, ...]) -> tuple[int, ...]:
-    """The kernels' integer arguments, in their order: strides, slots, head widths, key grid, bias table."""
+    """The kernels' integer arguments, in their order: strides, slots, key grid, bias table."""
     rel_h, rel_w, bias = added
     strides = (q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1))
     slots = (len(layout.q_segment), len(layout.k_segment))
     grid = (0, 0) if rel_h is None or rel_w is None else (rel_h.shape[2], rel_w.shape[2])
     table = (0, 0) if bias is None else (bias.shape[1], bias.shape[2])
-    return *strides, *slots, q.shape[2], v.shape[2], *grid, *table
+    return *strides, *slots, *grid, *table
 
 
-def _constants(q: Tensor, v: Tensor, layout: SegmentLayout, scale: float, *, backward: bool) -> dict[str, Any]:
+def _constants(
+    q: Tensor, v: Tensor, layout: SegmentLayout, scale: float, *, backward: bool, table: bool
+) -> dict[str, Any]:
     """Block sizes and launch options by head width; the tests compile exactly these for sm_80 and sm_90."""
     width = max(q.shape[2], v.shape[2])
-    constants = block_sizes(width, q.element_size(), layout.grid, backward=backward)
+    constants = block_sizes(width, q.element_size(), layout.grid, backward=backward, table=table)
     return constants | {
+        "D": q.shape[2],
+        "DV": v.shape[2],
         "SCALE": scale,
-        "BLOCK_D": _power_of_two(q.shape[2]),
-        "BLOCK_DV": _power_of_two(v.shape[2]),
+        "BLOCK_D": padded_head(q.shape[2]),
+        "BLOCK_DV": padded_head(v.shape[2]),
         "PRECISION": dot_precision(q.dtype),
         **kernel_types(q.dtype),
     }
 
 
-def block_sizes(width: int, element_size: int, grid: tuple[int, int] | None, *, backward: bool) -> dict[str, Any]:
+def block_sizes(
+    width: int, element_size: int, grid: tuple[int, int] | None, *, backward: bool, table: bool
+) -> dict[str, Any]:
     """Choose BLOCK_Q, BLOCK_K, WIDTH and the launch options.
 
     Wide heads and float32 fill the registers sooner, so their blocks are smaller. A decomposed bias fixes BLOCK_K to
@@ -363,21 +374,24 @@ def block_sizes(width: int, element_size: int, grid: tuple[int, int] | None, *, 
         element_size: Bytes per number of q.
         grid: Key grid of the layout.
         backward: Whether for the backward kernels.
+        table: Whether a bias table is added, whose gathered block takes registers of its own.
     """
-    wide = width > 128 or (element_size > 2 and width > 64)
+    exact = element_size > 2
     if INTERPRETED:
-        queries, keys, warps = 32, 32, 4
+        queries, keys = 32, 32
     elif backward:
-        queries, keys, warps = (32, 32, 8) if wide or element_size > 2 else (64, 32, 8)
+        queries, keys = (32, 32) if exact or width > 128 or grid is not None else (64, 32)
+    elif exact or width > 64:
+        queries, keys = (32, 32) if exact and width > 32 else (64, 32)
     else:
-        queries, keys, warps = (64, 32, 8) if wide else (128, 64, 8)
+        queries, keys = (64, 64) if table else (128, 64)
     if grid is not None:
-        queries, keys = min(queries, 64), key_block(grid)
-    options = launch_options(warps=warps, stages=2)
+        queries, keys = min(queries, 64 if padded_width(grid) >= 64 else 32), key_block(grid)
+    options = launch_options(warps=8, stages=2)
     return {"BLOCK_Q": queries, "BLOCK_K": keys, "WIDTH": 16 if grid is None else padded_width(grid), **options}
 
 
-def _power_of_two(width: int) -> int:
+def padded_head(width: int) -> int:
     """Columns of a block that holds a head: a tensor core takes no fewer than 16."""
     return max(16, triton.next_power_of_2(width))
 

@@ -1,0 +1,130 @@
+"""The checks that CPU path, interpreter and GPU must all pass; the test files say only where they run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from medseg_kernels.compare import assert_matches_reference
+from medseg_kernels.region_attention import region_attention, region_attention_reference
+from medseg_kernels.softmax_attention import segment_attention, segment_attention_reference
+from tests.kernels.attention_cases import (
+    LABELS,
+    LAYOUTS,
+    RELATIVE,
+    ROPE,
+    WIDTHS,
+    WINDOWS,
+    labels,
+    ragged,
+    random,
+    relative_case,
+    rope_case,
+    window_case,
+)
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+# A fused backward pass rounds each weight twice, in the forward pass and again when it is computed from the rounded
+# log-sum, and takes delta from the rounded output: twice the roundings of PyTorch's softmax, so twice the usual two.
+FACTOR = 4.0
+
+
+def qkv(queries: int, keys: int, D: int, Dv: int, *, device: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """(queries, 2, D), (keys, 2, D) and (keys, 2, Dv) on the device."""
+    sizes = ((queries, D), (keys, D), (keys, Dv))
+    return [random(n, 2, width, dtype=dtype, seed=i).to(device) for i, (n, width) in enumerate(sizes)]
+
+
+def to(device: str, x: object) -> object:
+    """The argument on the device, if it can move."""
+    return x.to(device) if hasattr(x, "to") else x
+
+
+def segment_reference(q: Tensor, k: Tensor, v: Tensor, layout, **options) -> Tensor:
+    """Output alone of the reference."""
+    return segment_attention_reference(q, k, v, layout, **options)[0]
+
+
+class SegmentChecks:
+    """segment_attention on layouts and widths that go wrong first."""
+
+    @DTYPES
+    @pytest.mark.parametrize("name", LAYOUTS)
+    def test_layouts(self, name: str, dtype: torch.dtype, device: str) -> None:
+        layout = LAYOUTS[name].to(device)
+        inputs = qkv(len(layout.q_segment), len(layout.k_segment), 20, 12, dtype=dtype, device=device)
+        assert_matches_reference(segment_attention, segment_reference, [*inputs, layout], factor=FACTOR)
+
+    @pytest.mark.parametrize("widths", WIDTHS, ids=str)
+    def test_widths(self, widths: tuple[int, int], device: str) -> None:
+        layout = ragged([20, 3, 18], [15, 20, 2]).to(device)
+        inputs = qkv(41, 37, *widths, device=device)
+        assert_matches_reference(segment_attention, segment_reference, [*inputs, layout], factor=FACTOR)
+
+    def test_float16(self, device: str) -> None:
+        layout = ragged([20, 3, 18], [15, 20, 2]).to(device)
+        inputs = qkv(41, 37, 24, 24, dtype=torch.float16, device=device)
+        assert_matches_reference(segment_attention, segment_reference, [*inputs, layout], factor=FACTOR)
+
+    @pytest.mark.parametrize("size", [0.0, 60.0], ids=["equal logits", "logits to 500"])
+    def test_extreme_logits(self, size: float, device: str) -> None:
+        layout = ragged([20, 3, 18], [15, 20, 2]).to(device)
+        q, k, v = qkv(41, 37, 16, 16, device=device)
+        # Base 2 rounds a logit of 500 twice more: by the constant log2(e) and by the product with it.
+        assert_matches_reference(segment_attention, segment_reference, [q * size, k, v, layout], factor=2 * FACTOR)
+
+    def test_views_of_a_fused_projection(self, device: str) -> None:
+        layout = ragged([20, 3, 18], [20, 3, 18]).to(device)
+        fused = random(41, 3, 2, 24).to(device)
+        fresh = [x.clone() for x in fused.unbind(1)]
+        got = segment_attention(*fused.unbind(1), layout)
+        torch.testing.assert_close(got, segment_attention(*fresh, layout), rtol=0, atol=0)
+
+    def test_same_bits_on_every_run(self, device: str) -> None:
+        layout = ragged([20, 3, 18], [20, 3, 18]).to(device)
+        inputs = [x.requires_grad_() for x in qkv(41, 41, 24, 24, device=device)]
+        runs = [torch.autograd.grad(segment_attention(*inputs, layout).square().sum(), inputs) for _ in range(3)]
+        assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
+
+
+class RegionChecks:
+    """region_attention on region maps that go wrong first."""
+
+    @DTYPES
+    @pytest.mark.parametrize("kind", LABELS)
+    def test_labels(self, kind: str, dtype: torch.dtype, device: str) -> None:
+        regions = labels(kind).to(device)
+        inputs = [x.to(device, dtype) for x in random(3, *regions.shape, 2, 8).unbind(0)]
+        options = {"scale": 2**-0.5}
+        inputs.append(regions)
+        assert_matches_reference(region_attention, region_attention_reference, inputs, options=options, factor=FACTOR)
+
+
+class GridChecks:
+    """Window, relative and rotary attention."""
+
+    @DTYPES
+    @pytest.mark.parametrize("name", WINDOWS)
+    def test_windows(self, name: str, dtype: torch.dtype, device: str) -> None:
+        op, reference, inputs, options = window_case(name, dtype)
+        options = {key: to(device, x) for key, x in options.items()}
+        inputs = [to(device, x) for x in inputs]
+        assert_matches_reference(op, reference, inputs, options=options, factor=FACTOR)
+
+    @DTYPES
+    @pytest.mark.parametrize("name", RELATIVE)
+    def test_relative(self, name: str, dtype: torch.dtype, device: str) -> None:
+        op, reference, inputs, options = relative_case(name, dtype)
+        options = {key: to(device, x) for key, x in options.items()}
+        inputs = [to(device, x) for x in inputs]
+        assert_matches_reference(op, reference, inputs, options=options, factor=FACTOR)
+
+    @DTYPES
+    @pytest.mark.parametrize("name", ROPE)
+    def test_rope(self, name: str, dtype: torch.dtype, device: str) -> None:
+        op, reference, inputs, options = rope_case(name, dtype)
+        options = {key: to(device, x) for key, x in options.items()}
+        inputs = [to(device, x) for x in inputs]
+        assert_matches_reference(op, reference, inputs, options=options, factor=FACTOR)
