@@ -19,7 +19,7 @@ from medseg_pipelines.words import RESEARCH_USE
 
 SCHEMA = "medseg-manifest-1"
 
-_PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "openvino")
+_PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK")
 
 
 @dataclass(frozen=True, kw_only=True)

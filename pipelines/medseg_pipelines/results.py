@@ -60,9 +60,10 @@ class Result:
         planes = three_planes(self.image, self.volume)
         model = self.manifest["model"]
         size, step = (" x ".join(f"{v:.4g}" for v in values) for values in (self.image.shape, self.image.spacing))
+        version = f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}"
         caption = Caption(
             title=self.recipe.title,
-            subtitle=f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}. {size} voxels of {step} mm.",
+            subtitle=f"{version}. {size} voxels of {step} mm.",
             warnings=tuple(warning for warning in self.warnings if warning != UNTRAINED),
             trained=self.recipe.weights.trained,
         )

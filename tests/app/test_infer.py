@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tiny_model import head
 
 from medseg.io import read, write

@@ -15,8 +15,7 @@ from medseg_app.output import print_json, print_table, size_text
 from medseg_pipelines.case import hash_file
 from medseg_pipelines.recipe import load_recipe, recipe_folder, recipe_names
 
-_PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "Pillow", "openvino")
-_OPTIONAL = {"openvino"}
+_PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "safetensors", "Pillow")
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,7 @@ def _packages() -> list[Check]:
         try:
             checks.append(Check(name, "ok", version(name)))
         except PackageNotFoundError:
-            state = "warn" if name in _OPTIONAL else "fail"
-            way_out = "pip install 'medseg[fast]' makes the CPU faster" if name in _OPTIONAL else "reinstall medseg"
-            checks.append(Check(name, state, f"absent: {way_out}"))
+            checks.append(Check(name, "fail", "absent: reinstall medseg"))
     return checks
 
 
