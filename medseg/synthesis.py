@@ -51,13 +51,13 @@ class SynthesisOptions:
     """How far the images vary. Lengths in mm, angles in degrees; a pair is the range of a uniform draw."""
 
     crop: tuple[int, int, int] = (128, 160, 128)
-    shift: float = 16.0  # of the crop's centre from the brain's, per axis
+    shift: float = 48.0  # greatest distance of the crop's centre from the brain's, per axis; small ones are common
     rotation: float = 15.0
     scaling: tuple[float, float] = (0.85, 1.18)
     shear: float = 0.03
     elastic: Mapping[int, float] = field(default_factory=lambda: {32: 4.0, 14: 1.5})  # control spacing: std
     contrasts: Mapping[str, float] = field(
-        default_factory=lambda: {"random": 0.4, "t1": 0.35, "t2": 0.15, "flair": 0.1}
+        default_factory=lambda: {"random": 0.3, "t1": 0.45, "t2": 0.15, "flair": 0.1}
     )
     tissue_noise: tuple[float, float] = (0.0, 0.07)
     bias: float = 0.35  # std of the log field
@@ -191,7 +191,8 @@ def _sampling_points(subject: Subject, options: SynthesisOptions, draw: _Draw) -
     flipped = draw.chance(options.flip)
     if flipped:
         matrix[0] = -matrix[0]
-    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 + draw.uniform(-1, 1) * options.shift for n in crop]
+    shifts = [(share := draw.uniform(-1, 1)) * abs(share) * options.shift for _ in crop]
+    axes = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 + by for n, by in zip(crop, shifts, strict=True)]
     warp = torch.zeros(3, *crop)
     for spacing, std in options.elastic.items():
         control = [n // spacing + 2 for n in crop]

@@ -1,0 +1,54 @@
+# Two promises: `make demo` and `make test` work on a machine with nothing but Python (3.11 or newer), git and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= 2
+
+# One thread a process: several that spin on two cores slow each other down tenfold.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+# uv does not read pip's variable by itself; without it a CPU-only index is missed and gigabytes of CUDA come.
+export UV_FIND_LINKS = $(PIP_FIND_LINKS)
+
+.PHONY: demo test test-all check bench clean
+
+demo: $(VENV)/.demo
+	@OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 2) $(BIN)/python tests/demo.py demo-output
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+# What needs packages of the operating system skips in `make test`; nothing does yet.
+test-all: test check
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_documents.py
+
+bench: $(VENV)/.dev
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bench_engines.py
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bench_inference.py
+
+clean:
+	rm -rf $(VENV) demo-output build dist
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "medseg needs Python 3.11 or newer, got " + sys.version.split()[0] + "; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# uv installs five times faster than pip; where it cannot be had, pip does the same.
+define install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || true
+	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet -p $(BIN)/python -e '.[$(1)]'; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(1)]'; fi
+	touch $@
+endef
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(call install,demo)
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(call install,dev)
