@@ -81,6 +81,9 @@ def test_batch_goes_on_after_a_refusal(call: Call, scan: Path, model: Path) -> N
     assert bad["exit_code"] == 3
     assert {path.name for path in Path(good["output"]).iterdir()} == FILES
     assert Path(good["output"]) == scan.parent / "all" / "scan_tiny"
+    again = call("infer", scan.parent / "bad.nii.gz", scan, "-m", model, "-o", scan.parent / "all", "--json")
+    assert [case["exit_code"] for case in json.loads(again.stdout)["cases"]] == [3, 2]
+    assert call("infer", scan, scan, "-m", model, "-o", scan.parent / "all").exit_code == 2
 
 
 def test_dry_run_plans_and_writes_nothing(call: Call, scan: Path, model: Path) -> None:

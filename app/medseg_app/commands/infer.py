@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.errors import InputRefused, UsageError
+from medseg.errors import Cancelled, MedsegError, ModelMissing, UsageError
 from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
 from medseg_app.progress import ProgressView
 from medseg_pipelines.case import Case, read_case
@@ -48,6 +48,7 @@ def run(request: Request) -> int:
 
     Raises:
         UsageError: The request cannot be met as a whole; nothing was begun.
+        ModelMissing: The model cannot be loaded.
         InputRefused: The only input cannot be used.
     """
     _check_inputs(request)
@@ -58,11 +59,14 @@ def run(request: Request) -> int:
             view.start_case(number, len(request.inputs))
             try:
                 answers.append(_one(path, request, models, view))
-            except InputRefused as refusal:
+            except (ModelMissing, Cancelled):
+                raise
+            except Exception as error:  # whatever befalls one case of a batch, the others are still wanted
                 if len(request.inputs) == 1:
                     raise
-                answers.append({"input": path.name, "error": str(refusal), "exit_code": refusal.exit_code})
-                tell(f"error: input {number} of {len(request.inputs)}: {refusal}")
+                view.pause()
+                answers.append(_failure(path, error))
+                tell(f"error: input {number} of {len(request.inputs)}: {answers[-1]['error']}")
     if request.json:
         print_json({"notice": RESEARCH_USE, "cases": answers})
     elif not request.dry_run:
@@ -106,8 +110,7 @@ def _one(path: Path, request: Request, models: dict[str, "Segmentation"], view: 
         tell(f"model {title}: {reason}")
     target = target_of(path, request, title)
     if not request.dry_run:
-        _make_parent(target, request)
-        check_target(target, overwrite=request.overwrite)
+        _check_target(target, request)
     if name not in models:
         models[name] = load_model(name, device=request.device, engine=request.engine)
     if request.dry_run:
@@ -115,6 +118,8 @@ def _one(path: Path, request: Request, models: dict[str, "Segmentation"], view: 
         return _plan(models[name], case, target, reason, request)
     result = models[name](case, progress=view, force_scope=request.force_scope, memory_limit=request.memory_limit)
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
+    if len(request.inputs) > 1:
+        target.parent.mkdir(exist_ok=True)
     result.save(target, overwrite=request.overwrite)
     view.pause()
     return _answer(path, target, result, reason, request)
@@ -132,10 +137,18 @@ def _model_for(case: Case, request: Request) -> tuple[str, str]:
     return request.model, "named by the user"
 
 
-def _make_parent(target: Path, request: Request) -> None:
-    """Several results share the folder of `-o`, which need not be there."""
-    if len(request.inputs) > 1 and request.out is not None:
-        target.parent.mkdir(exist_ok=True)
+def _check_target(target: Path, request: Request) -> None:
+    """Several results share the folder of `-o`, which need not be there yet."""
+    if len(request.inputs) == 1 or target.parent.is_dir():
+        check_target(target, overwrite=request.overwrite)
+    else:
+        check_target(target.parent, overwrite=False)
+
+
+def _failure(path: Path, error: Exception) -> dict[str, Any]:
+    known = isinstance(error, MedsegError)
+    text = str(error) if known else f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return {"input": path.name, "error": text, "exit_code": error.exit_code if known else MedsegError.exit_code}
 
 
 def _plan(model: "Segmentation", case: Case, target: Path, reason: str, request: Request) -> dict[str, Any]:
