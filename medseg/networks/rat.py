@@ -1,0 +1,164 @@
+"""RAT, the region attention transformer for image restoration (2407.09268).
+
+A transformer layer attends twice: among all pixels of one region, wherever they lie, and inside small fixed windows,
+which lets regions exchange. Regions come from outside, as a map of integer ids.
+
+B batch, C channels, H W sides of the latent grid, h heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg.networks.blocks import ChannelNorm
+from medseg_kernels import SegmentLayout, region_attention, window_attention
+
+
+class RegionAttention(nn.Module):
+    """Attend among the pixels that share a region id (section 2.2).
+
+    Logits are scaled by the number of heads, h**-0.5, not by their width: published weights depend on it.
+
+    Args:
+        channels: C of the feature.
+        num_heads: h; must divide C.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 8) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Conv2d(channels, 3 * channels, kernel_size=1)
+        self.project_out = nn.Conv2d(channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor, regions: Tensor | SegmentLayout) -> Tensor:
+        """(B, C, H, W) and region ids (B, H, W), or the layout made of them, to (B, C, H, W)."""
+        q, k, v = self.qkv(x).flatten(2).mT.unflatten(2, (3, self.num_heads, -1)).unbind(2)  # (B, H * W, h, C / h)
+        out = region_attention(q, k, v, regions, scale=self.num_heads**-0.5)
+        return self.project_out(out.flatten(2).mT.unflatten(2, x.shape[2:]))
+
+
+class WindowAttention(nn.Module):
+    """Attend inside windows that do not overlap, with the scale of `RegionAttention`.
+
+    Args:
+        channels: C of the feature.
+        num_heads: h; must divide C.
+        window: Side in pixels; must divide H and W.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 8, window: int = 4) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        if x.shape[2] % self.window or x.shape[3] % self.window:
+            raise ValueError(f"height and width must be multiples of {self.window}, got {tuple(x.shape[2:])}")
+        q, k, v = self.qkv(x.movedim(1, 3)).unflatten(3, (3, self.num_heads, -1)).unbind(3)  # (B, H, W, h, C / h)
+        out = window_attention(q, k, v, (self.window, self.window), scale=self.num_heads**-0.5)
+        return self.proj_out(out.flatten(3)).movedim(3, 1)
+
+
+class Mlp(nn.Module):
+    """Two pointwise convolutions around an exact GELU.
+
+    Args:
+        channels: C of the feature.
+        ratio: Inner channels per channel.
+    """
+
+    def __init__(self, channels: int, ratio: int = 2) -> None:
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, ratio * channels, kernel_size=1)
+        self.fc2 = nn.Conv2d(ratio * channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Layer(nn.Module):
+    """Region attention, MLP, window attention, MLP, each added to what it read normalised (fig. 2).
+
+    Args:
+        channels: C of the feature.
+        num_heads: Of both attentions.
+        window: Side of the windows.
+        mlp_ratio: Inner channels per channel of both MLPs.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 8, window: int = 4, mlp_ratio: int = 2) -> None:
+        super().__init__()
+        self.norm_ra, self.norm_ra_mlp = ChannelNorm(channels), ChannelNorm(channels)
+        self.norm_wa, self.norm_wa_mlp = ChannelNorm(channels), ChannelNorm(channels)
+        self.ra = RegionAttention(channels, num_heads)
+        self.wa = WindowAttention(channels, num_heads, window)
+        self.mlp_ra, self.mlp_wa = Mlp(channels, mlp_ratio), Mlp(channels, mlp_ratio)
+        self.lambda_ra = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.lambda_wa = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor, regions: Tensor | SegmentLayout) -> Tensor:
+        """(B, C, H, W) and region ids (B, H, W), or their layout, to (B, C, H, W)."""
+        x = x + self.lambda_ra * self.ra(self.norm_ra(x), regions)
+        x = x + self.mlp_ra(self.norm_ra_mlp(x))
+        x = x + self.lambda_wa * self.wa(self.norm_wa(x))
+        return x + self.mlp_wa(self.norm_wa_mlp(x))
+
+
+class Group(nn.Module):
+    """Some layers and a convolution, added to their input; the layers share one layout of the regions.
+
+    Args:
+        channels: C of the feature.
+        num_heads: Of all attentions.
+        window: Side of the windows.
+        depth: Number of layers.
+    """
+
+    def __init__(self, channels: int, num_heads: int = 8, window: int = 4, depth: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(channels, num_heads, window) for _ in range(depth))
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, regions: Tensor | SegmentLayout) -> Tensor:
+        """(B, C, H, W) and region ids (B, H, W), or their layout, to (B, C, H, W)."""
+        deep = x
+        for layer in self.layers:
+            deep = layer(deep, regions)
+        return x + self.conv(deep)
+
+
+class ConvBlock(nn.Module):
+    """Gated convolutions with a channel attention that is not squashed, then gated pointwise ones (NAF style).
+
+    Args:
+        channels: C of the feature.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.norm1, self.norm2 = ChannelNorm(channels), ChannelNorm(channels)
+        self.conv1 = nn.Conv2d(channels, wide, kernel_size=1)
+        self.conv2 = nn.Conv2d(wide, wide, kernel_size=3, padding=1, groups=wide)
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, channels, kernel_size=1))
+        self.conv3 = nn.Conv2d(channels, channels, kernel_size=1)
+        self.conv4 = nn.Conv2d(channels, wide, kernel_size=1)
+        self.conv5 = nn.Conv2d(channels, channels, kernel_size=1)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H, W)."""
+        u = self._gate(self.conv2(self.conv1(self.norm1(x))))
+        x = x + self.beta * self.conv3(u * self.sca(u))
+        return x + self.gamma * self.conv5(self._gate(self.conv4(self.norm2(x))))
+
+    @staticmethod
+    def _gate(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return first * second
