@@ -1,0 +1,220 @@
+"""What each kind of vector holds: how to recognise it, which module it belongs to, and what to compute.
+
+Modules are built from the file's shapes and configuration, so that other sizes of the same kind work. A new system
+adds its functions here, or in a module of its own that `golden.py` imports.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg.networks import db_sam, disgan, fsg_net, her_seg, rat, sam, sam2_sgp
+from medseg.networks.blocks import ChannelNorm
+from medseg_kernels import box_sum, deform_sample
+
+
+@kind("rat", weights("qkv", "project_out", inputs="region_map"))
+def rat_region_attention(vector: Vector) -> Tensors:
+    channels, heads = vector.state["project_out.weight"].shape[0], vector.config["num_heads"]
+    module = vector.load(rat.RegionAttention(channels, heads))
+    regions = vector.inputs["region_map"].long()
+    found = with_gradients(vector, module, lambda x: {"y": module(x["x"], regions)})
+    flat = regions.flatten(1)
+    found["additive_mask"] = (flat[:, :, None] != flat[:, None]) * vector.config.get("mask_value", -1000.0)
+    return as_float64(found)
+
+
+@kind("rat", weights("qkv", "proj_out"))
+def rat_window_attention(vector: Vector) -> Tensors:
+    config = vector.config
+    channels = vector.state["proj_out.weight"].shape[0]
+    module = vector.load(rat.WindowAttention(channels, config["num_heads"], config["window_size"]))
+    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["x"])}))
+
+
+@kind("rat", weights("weight", "bias"))
+def rat_channel_norm(vector: Vector) -> Tensors:
+    module = vector.load(ChannelNorm(len(vector.state["weight"]), eps=vector.config["eps"]))
+    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["x"])}))
+
+
+@kind("rat", lambda vector: "sca.1.weight" in vector.state)
+def rat_conv_block(vector: Vector) -> Tensors:
+    module = vector.load(rat.ConvBlock(vector.state["beta"].shape[1]))
+    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["inp"])}))
+
+
+@kind("rat", lambda vector: "lambda_ra" in vector.state or "layers.0.lambda_ra" in vector.state)
+def rat_layer_or_group(vector: Vector) -> Tensors:
+    config = vector.config
+    if "lambda_ra" in vector.state:
+        channels = vector.state["lambda_ra"].shape[1]
+        module = vector.load(rat.Layer(channels, config["num_heads"], config["window_size"], config["mlp_ratio"]))
+    else:
+        channels = vector.state["layers.0.lambda_ra"].shape[1]
+        depth = len({key.split(".")[1] for key in vector.state if key.startswith("layers.")})
+        module = vector.load(rat.Group(channels, config["num_heads"], config["window_size"], depth))
+    regions = vector.inputs["region_map"].long()
+    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["x"], regions)}))
+
+
+def table_grid(state: Tensors, part: str = "") -> tuple[int, int]:
+    """Grid that a pair of relative-position tables was made for."""
+    rows, columns = ((len(state[f"{part}rel_pos_{axis}"]) + 1) // 2 for axis in "hw")
+    return rows, columns
+
+
+@kind("db-sam", weights("qkv", "proj", "rel_pos_h", "rel_pos_w"))
+def sam_attention(vector: Vector) -> Tensors:
+    dim, bias = vector.state["proj.weight"].shape[0], "qkv.bias" in vector.state
+    module = sam.Attention(dim, vector.config["num_heads"], table_grid(vector.state), qkv_bias=bias)
+    vector.load(module)
+    return with_gradients(vector, module, lambda x: {"y": module(x["x"])})
+
+
+@kind("db-sam", weights("norm1", "attn", "norm2", "mlp"))
+def sam_block(vector: Vector) -> Tensors:
+    config, dim = vector.config, len(vector.state["norm1.weight"])
+    options = {"window": config["window_size"], "norm_eps": config["norm_eps"], "mlp_ratio": config["mlp_ratio"]}
+    module = vector.load(sam.Block(dim, config["num_heads"], table_grid(vector.state, "attn."), **options))
+    return with_gradients(vector, module, lambda x: {"y": module(x["x"])})
+
+
+def level_shapes(vector: Vector) -> list[tuple[int, int]]:
+    return [(int(rows), int(columns)) for rows, columns in vector.inputs["spatial_shapes"].tolist()]
+
+
+@kind("db-sam", lambda vector: not vector.state and "sampling_locations" in vector.inputs)
+def deformable_sampling(vector: Vector) -> Tensors:
+    shapes = level_shapes(vector)
+
+    def run(x: Tensors) -> Tensors:
+        return {"y": deform_sample(x["value"], shapes, x["sampling_locations"], x["attention_weights"])}
+
+    return with_gradients(vector, None, run)
+
+
+@kind("db-sam", weights("sampling_offsets", "attention_weights", "value_proj", "output_proj"))
+def deformable_attention(vector: Vector) -> Tensors:
+    shapes, state, config = level_shapes(vector), vector.state, vector.config
+    heads = config["n_heads"]
+    points = len(state["attention_weights.bias"]) // (heads * len(shapes))
+    module = db_sam.DeformableAttention(state["value_proj.weight"].shape[0], heads, len(shapes), points)
+    vector.load(module)
+
+    def run(x: Tensors) -> Tensors:
+        locations, weights = module.points(x["query"], x["reference_points"], shapes)
+        y = module(x["query"], x["reference_points"], x["input_flatten"], shapes)
+        return {"y": y, "sampling_locations": locations, "attention_weights": weights}
+
+    return with_gradients(vector, module, run)
+
+
+@kind("her-seg", lambda vector: {"qk.weight", "lepe.weight", "up_proj.weight"} <= vector.state.keys())
+def her_seg_attention(vector: Vector) -> Tensors:
+    dim, heads = vector.state["down_proj.weight"].shape[0], vector.config["num_heads"]
+    grid = (vector.config["resolution"][0], vector.config["resolution"][1])
+    module = her_seg.DualGatedLinearAttention(dim, heads, grid, bias="qk.bias" in vector.state)
+    vector.load(module)
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+    def turn(x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.unflatten(2, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * torch.view_as_complex(module.rope(grid))).flatten(2)
+
+    def run(x: Tensors) -> Tensors:
+        q, k = (F.elu(each) + 1 for each in module.qk(x["x"]).chunk(2, dim=2))
+        v = module.values(x["x"])
+        state = split(turn(k)).mT @ split(v) / v.shape[1]
+        normaliser = split(q) @ split(k).mean(2)[..., None] + 1e-6
+        inner = {"phi_q": q, "phi_k": k, "v": v, "q_rope": split(turn(q)), "kv": state, "z": 1 / normaliser}
+        return inner | {"y": module(x["x"])}
+
+    return with_gradients(vector, module, run)
+
+
+@kind("her-seg", weights("norm1", "act_proj", "attn", "out_proj", "norm2", "mlp"))
+def her_seg_block(vector: Vector) -> Tensors:
+    dim, ratio = vector.state["mlp.fc2.weight"].shape
+    grid = (vector.config["resolution"][0], vector.config["resolution"][1])
+    module = vector.load(her_seg.Block(dim, vector.config["num_heads"], grid, mlp_ratio=ratio / dim))
+    return with_gradients(vector, module, lambda x: {"y": module(x["x"])})
+
+
+@kind("sam2-sgp", weights("self_attn", "cross_attn_image"))
+def rope_attention(vector: Vector) -> Tensors:
+    config, state = vector.config, vector.state
+
+    def build(name: str) -> sam2_sgp.RoPEAttention:
+        dim, kv_dim = state[f"{name}.q_proj.weight"].shape[0], state[f"{name}.k_proj.weight"].shape[1]
+        theta = config.get("rope_theta", 10_000.0)
+        return sam2_sgp.RoPEAttention(dim, config["num_heads"], kv_in_dim=kv_dim, rope_theta=theta)
+
+    alone, bank = build("self_attn"), build("cross_attn_image")
+    net = vector.load(nn.ModuleDict({"self_attn": alone, "cross_attn_image": bank}))
+
+    def run(x: Tensors) -> Tensors:
+        cos, sin = alone.rotations(x["x"].shape[1])
+        memory = bank(x["x"], x["k"], x["v"], unrotated=config.get("num_k_exclude_rope", 0))
+        return {"self": alone(x["x"], x["x"], x["x"]), "cross": memory, "rotary_cos": cos, "rotary_sin": sin}
+
+    return with_gradients(vector, net, run)
+
+
+@kind("fsg-net", lambda vector: not vector.state and all(re.fullmatch(r"r\d+", key) for key in vector.inputs))
+def fsg_net_box_sum(vector: Vector) -> Tensors:
+    found = {}
+    for key, x in vector.inputs.items():
+        found[key] = box_sum(x, int(key[1:]))
+        found[f"{key}_count"] = box_sum(torch.ones_like(x[:1, :1]), int(key[1:]))
+    return found
+
+
+@kind("fsg-net", lambda vector: not vector.state and {"lr_x", "lr_y", "hr_x", "l_a"} <= vector.inputs.keys())
+def fsg_net_guided_filter(vector: Vector) -> Tensors:
+    options = {"radius": vector.config.get("radius", 2), "eps": vector.config.get("eps", 1e-2)}
+    alone = fsg_net.GuidedFilter(**options)
+    coupled = fsg_net.GuidedFilter(**options, batch_coupled=True)
+
+    def run(x: Tensors) -> Tensors:
+        maps = [x[name] for name in ("lr_x", "lr_y", "hr_x", "l_a")]
+        return {"y": coupled(*maps), "y_each_sample_alone": alone(*maps)}
+
+    return as_float64(with_gradients(vector, None, run))
+
+
+@kind("disgan", lambda vector: not vector.state and any(re.fullmatch(r"coef\d*", key) for key in vector.outputs))
+def disgan_transform(vector: Vector) -> Tensors:
+    def run(x: Tensors) -> Tensors:
+        found = {}
+        for key in [key for key in x if re.fullmatch(r"x\d*", key)]:
+            bands = disgan.wavelet_bands(x[key])
+            whole = disgan.from_wavelet_bands(bands)
+            found[f"coef{key[1:]}"] = bands
+            stored = vector.outputs.get(f"inverse{key[1:]}", whole)
+            found[f"inverse{key[1:]}"] = whole[tuple(slice(side) for side in stored.shape)]
+        return found
+
+    return with_gradients(vector, None, run)
+
+
+@kind("disgan", lambda vector: all("conv1x1_" in key for key in vector.state) and bool(vector.state))
+def disgan_wavelet_units(vector: Vector) -> Tensors:
+    units = sorted({key.split(".conv1x1_")[0] for key in vector.state if ".conv1x1_" in key})
+    found = {}
+    for name in units or [""]:
+        unit = vector.unit(name) if name else vector
+        out, inner = unit.state["conv1x1_low.weight"].shape[:2]
+        module = unit.load(disgan.WaveletUnit(inner, out))
+        got = with_gradients(
+            unit, module, lambda x, module=module: dict(zip(("low", "high"), module(x["x"]), strict=True))
+        )
+        found |= {f"{name}.{key}" if name else key: x for key, x in got.items()}
+    return found
