@@ -20,6 +20,8 @@ from medseg_kernels.dispatch import autocast_together, uses_triton
 from medseg_kernels.layout import layout_windows
 from medseg_kernels.softmax_attention import segment_attention
 
+SMALL = 1024  # pairs of a window up to which plain batched products beat the fused CPU attention's fixed cost
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -176,6 +178,9 @@ def window_attention(
         raise ValueError("pad_k and pad_v come together")
     if uses_triton(q, k, v):
         return _through_the_core(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
+    if table[1] * table[2] <= SMALL and q.dtype in (torch.float32, torch.float64):
+        options = {"bias": bias, "shift": shift, "scale": scale, "stride": stride, "pad_k": pad_k, "pad_v": pad_v}
+        return window_attention_reference(q, k, v, window, **options)
     real = at_k.real(len(q), q.device)
     keys, values = _filled(at_k.cut(k), real, pad_k), _filled(at_k.cut(v), real, pad_v)
     mask = None if bias is None else bias.to(q.dtype)[None]
