@@ -247,7 +247,7 @@ class WAUNet(nn.Module):
         out_channels: Channels of the prediction, at the resolution of the image.
         channels: C of each level, finest first; each further level halves the grid.
         upsample: One kind for every decoder stage, or one per stage, deepest first.
-        stem: Side of the cell in which the image enters; 2 works on a grid of half the resolution and still
+        stem: Side of the cell in which the image enters, 1 or even; 2 works on a grid of half the resolution and still
             predicts every voxel, at about an eighth of the cost.
         shift: Shift the windows of every second attention stage.
         heads: h of the attention stages.
@@ -319,6 +319,8 @@ class WAUNet(nn.Module):
 
 def _stem(in_channels: int, channels: int, side: int, spatial_dims: int) -> nn.Module:
     """Into cells of `side` voxels; the kernel overlaps its neighbours so that no edge falls between two cells."""
+    if side != 1 and side % 2:
+        raise ValueError(f"stem must be 1 or even, got {side}")
     kernel, pad = (3, 1) if side == 1 else (2 * side, side // 2)
     return nn.Sequential(
         conv(spatial_dims)(in_channels, channels, kernel_size=kernel, stride=side, padding=pad, bias=False),
