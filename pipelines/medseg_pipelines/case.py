@@ -12,6 +12,7 @@ from medseg import io
 from medseg.volume import Volume
 
 _CHUNK = 1 << 22
+_SPLIT = (".hdr", ".img", ".mhd")  # header and voxels in two files: the hash of one would say nothing of the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class InputRecord:
 
     name: str | None  # file name without its folder; None for an image that came from memory
     size: int  # bytes of the file, or of the voxels
-    sha256: str  # of the file, or of voxels and affine
+    sha256: str  # of the file; of voxels and affine for what came from memory or from two files
     time_point: int | None = None
 
 
@@ -53,6 +54,8 @@ def read_case(image: Any, *, time_point: int | None = None, memory_limit: int | 
         path = Path(image)
         volume = io.read(path, time_point=time_point, memory_limit=memory_limit)
         digest, size = hash_file(path)
+        if path.suffix.lower() in _SPLIT:
+            digest = hash_volume(volume)
         return Case(volume=volume, record=InputRecord(name=path.name, size=size, sha256=digest, time_point=time_point))
     volume = image if isinstance(image, Volume) else _from_memory(image, time_point)
     record = InputRecord(name=None, size=volume.voxels.nbytes, sha256=hash_volume(volume), time_point=time_point)

@@ -13,6 +13,7 @@ import medseg
 from medseg.errors import Cancelled, InputRefused, ModelMissing, UsageError
 from medseg.io import from_nibabel, from_sitk, read, to_nibabel, to_sitk, write
 from medseg_pipelines import load_model
+from medseg_pipelines.case import read_case
 from medseg_pipelines.events import Event
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.replay import replay
@@ -100,6 +101,15 @@ def test_format_follows_the_input(model: Segmentation, tmp_path: Path, ending: s
     assert (folder / file).is_file()
 
 
+def test_hash_of_a_file_in_two_parts_covers_the_voxels(tmp_path: Path) -> None:
+    hashes = []
+    for bright in (0, 1):
+        volume = head(spacing=5.0)
+        write(volume.with_voxels(volume.voxels + bright), tmp_path / "scan.mhd")
+        hashes.append(read_case(tmp_path / "scan.mhd").record.sha256)
+    assert hashes[0] != hashes[1]
+
+
 def test_out_of_scope_needs_a_second_word(model: Segmentation) -> None:
     volume = head()
     ct = volume.with_voxels((volume.voxels - 1000).astype(np.int16))
@@ -115,8 +125,6 @@ def test_memory_limit_refuses_before_the_run(model: Segmentation) -> None:
 
 
 def test_plan_tells_tiles_memory_and_time(model: Segmentation) -> None:
-    from medseg_pipelines.case import read_case
-
     plan = model.plan(read_case(head()))
     assert plan.spacing == pytest.approx((4.0, 4.0, 4.0))
     assert plan.tiles >= 8
