@@ -89,23 +89,27 @@ def deviations(
     rounded = _run(reference, seen, None, gradients)
     if got.keys() != exact.keys():
         raise ValueError(f"op and reference must give the same tensors, got {sorted(got)} and {sorted(exact)}")
+    for name, want in rounded.items():
+        if got[name].shape != want.shape or got[name].dtype != want.dtype:
+            found = f"{tuple(got[name].shape)} {got[name].dtype}"
+            raise ValueError(f"{name} must be {tuple(want.shape)} {want.dtype} like the reference's, got {found}")
+    bounds = _bounds(exact, rounded, factor)
+    return [Deviation(name, _rms(got[name].double() - exact[name]), bounds[name], _rms(exact[name])) for name in exact]
+
+
+def _bounds(exact: dict[str, Tensor], rounded: dict[str, Tensor], factor: float) -> dict[str, float]:
+    """Largest error allowed in each tensor."""
     unit = max(torch.finfo(x.dtype).eps / 2 for x in rounded.values())
     largest = max((_rms(x) for x in exact.values()), default=0.0)
     own = {name: _rms(rounded[name].double() - want) for name, want in exact.items()}
     # In a tensor of a few numbers the reference may be lucky: its worst relative error is allowed in all of them.
     relative = max((own[name] / _rms(want) for name, want in exact.items() if _rms(want)), default=0.0)
-    result = []
+    bounds = {}
     for name, want in exact.items():
         # What is zero by cancellation (the gradient of a softmax over one key) keeps the rounding of both its terms.
         floor = unit * largest * (1 if _rms(want) else 2)
-        bound = factor * max(own[name], relative * _rms(want), floor)
-        if got[name].shape != want.shape or got[name].dtype != rounded[name].dtype:
-            raise ValueError(
-                f"{name} must be {tuple(want.shape)} {rounded[name].dtype} like the reference's, "
-                f"got {tuple(got[name].shape)} {got[name].dtype}"
-            )
-        result.append(Deviation(name, _rms(got[name].double() - want), bound, _rms(want)))
-    return result
+        bounds[name] = factor * max(own[name], relative * _rms(want), floor)
+    return bounds
 
 
 def assert_matches_reference(

@@ -84,8 +84,8 @@ def relative_attention(
 
     Args:
         q: Queries, (B, H, W, h, D), floating point; views of a fused projection are read in place.
-        k: Keys, same shape and dtype.
-        v: Values, same shape and dtype.
+        k: Keys, like `q`.
+        v: Values, like `q`.
         rel_pos_h: Table over row offsets, (2 KH - 1, D), KH key rows; other lengths are resized linearly.
         rel_pos_w: Table over column offsets, (2 KW - 1, D), alike.
         window: M, side of square windows from the upper left corner; None attends over the whole grid.
@@ -110,11 +110,10 @@ def relative_attention(
         options = {"window": window, "pad_k": pad_k, "pad_v": pad_v, "scale": scale}
         return relative_attention_reference(q, k, v, rel_pos_h, rel_pos_w, **options)
     grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window=window))
-    pads = (None, pad_k, pad_v, None, None)
     if window is None:
         parts = [x.flatten(1, 2).transpose(1, 2) for x in grids]
     else:
-        parts = [cut.take(x, pad) for x, pad in zip(grids, pads, strict=True)]
+        parts = [cut.take(x, pad) for x, pad in zip(grids, (None, pad_k, pad_v, None, None), strict=True)]
     return cut.join(chunked_attention(*parts, _scale(q, scale)), len(q))
 
 

@@ -181,15 +181,30 @@ def window_attention(
     if table[1] * table[2] <= SMALL and q.dtype in (torch.float32, torch.float64):
         options = {"bias": bias, "shift": shift, "scale": scale, "stride": stride, "pad_k": pad_k, "pad_v": pad_v}
         return window_attention_reference(q, k, v, window, **options)
+    return _through_fused(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
+
+
+def _through_fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    at_q: Windows,
+    at_k: Windows,
+    *,
+    bias: Tensor | None,
+    scale: float | None,
+    pad: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """The CPU path: PyTorch's fused attention, windows as its batch; in inference no logits are in memory."""
     real = at_k.real(len(q), q.device)
-    keys, values = _filled(at_k.cut(k), real, pad_k), _filled(at_k.cut(v), real, pad_v)
+    queries, keys, values = at_q.cut(q), _filled(at_k.cut(k), real, pad[0]), _filled(at_k.cut(v), real, pad[1])
     mask = None if bias is None else bias.to(q.dtype)[None]
-    if real is not None and pad_k is None:
+    if real is not None and pad[0] is None:
         hidden = torch.zeros(real.shape, dtype=q.dtype, device=q.device).masked_fill(~real, float("-inf"))
         mask = hidden[:, None, None, :] if mask is None else hidden[:, None, None, :] + mask
     if mask is not None:
-        mask = mask.expand(len(keys), q.shape[-2], prod(at_q.side), -1)
-    return at_q.join(F.scaled_dot_product_attention(at_q.cut(q), keys, values, attn_mask=mask, scale=scale), len(q))
+        mask = mask.expand(*queries.shape[:3], -1)
+    return at_q.join(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale), len(q))
 
 
 def _filled(x: Tensor, real: Tensor | None, pad: Tensor | None) -> Tensor:
