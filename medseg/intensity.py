@@ -17,7 +17,8 @@ def rescale_percentiles(voxels: np.ndarray, low: float, high: float, *, top: flo
         top: Values above this are clipped to it (bright vessels, wrap-around); below 0 they are clipped to 0.
 
     Returns:
-        float32, same shape, in [0, top]; all 0 where the two percentiles coincide.
+        float32, same shape, in [0, top]. Where the two percentiles coincide the whole range is mapped to [0, 1]; a
+        constant image becomes 0.
     """
     step = max(1, voxels.size // _SAMPLES)
     bottom, ceiling = np.percentile(voxels.reshape(-1)[::step], [low, high])

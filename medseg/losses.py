@@ -17,9 +17,11 @@ def dice_and_cross_entropy(logits: Tensor, target: Tensor, *, ignore: int = 255,
         smooth: Voxels added above and below the Dice fraction, so that an absent class gives no gradient burst.
 
     Returns:
-        Scalar, the mean of 1 - Dice plus the cross entropy in nats.
+        Scalar, the mean of 1 - Dice plus the cross entropy in nats; 0 where every voxel is ignored.
     """
     known = target != ignore
+    if not bool(known.any()):
+        return logits.sum() * 0
     logits, target = logits.float()[:, known], target[known].long()
     log_p = logits.log_softmax(0)
     entropy = F.nll_loss(log_p.T, target)

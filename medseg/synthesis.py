@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import pi
+from typing import cast
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def prepare_subject(labels: Volume, tissues: Sequence[Tissue], *, margin: int = 
         raise ValueError(
             f"label map must be RAS at 1 mm, got {labels.orientation} at {labels.spacing}; use to_ras and to_spacing"
         )
-    ids = labels.voxels.astype(np.int64)
+    ids = np.maximum(labels.voxels.astype(np.int64), 0)
     size = int(max(ids.max(), *(max(t.ids, default=0) for t in tissues))) + 1
     group, sided = np.zeros(size, np.uint8), np.full(size, IGNORE, np.uint8)
     for index, tissue in enumerate(tissues):
@@ -116,15 +117,17 @@ def prepare_subject(labels: Volume, tissues: Sequence[Tissue], *, margin: int = 
         left = len(tissue.ids) - tissue.right
         if tissue.right:
             sided[list(tissue.ids[:left])], sided[list(tissue.ids[left:])] = 1, 0
+    inside = [i for i, t in enumerate(tissues) if t.brain and t.ids]
+    if not np.isin(group[ids], inside).any():
+        raise ValueError("label map must hold brain tissue, got none of the ids that the recipe names")
     box = tuple(
         slice(max(0, int(line.min()) - margin), int(line.max()) + margin + 1) for line in np.nonzero(group[ids])
     )
     tissue_map, side = group[ids[box]], sided[ids[box]]
-    brain = np.isin(tissue_map, [i for i, t in enumerate(tissues) if t.brain and t.ids])
-    if not brain.any():
-        raise ValueError("label map must hold brain tissue, got none of the ids that the recipe names")
-    distance = np.minimum(ndimage.distance_transform_edt(~brain), _MAX_DISTANCE).astype(np.uint8)
-    return Subject(tissue_map, side, distance, ndimage.center_of_mass(brain))
+    brain = np.isin(tissue_map, inside)
+    away = cast(np.ndarray, ndimage.distance_transform_edt(~brain))
+    centre = cast(tuple[float, float, float], ndimage.center_of_mass(brain))
+    return Subject(tissue_map, side, np.minimum(away, _MAX_DISTANCE).astype(np.uint8), centre)
 
 
 def synthesise(
@@ -295,7 +298,8 @@ def _sampling(size: int, step: float, width: float, phase: float) -> tuple[Tenso
 def _along_axes(image: Tensor, operators: Sequence[Tensor]) -> Tensor:
     """Apply one matrix (out, in) to each axis of a volume."""
     for axis, operator in enumerate(operators):
-        image = torch.tensordot(operator, image, dims=([1], [axis])).movedim(0, axis)
+        pair = cast(int, ([1], [axis]))  # the annotation of torch knows only the form with a number
+        image = torch.tensordot(operator, image, dims=pair).movedim(0, axis)
     return image.contiguous()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,8 +37,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, *, half: bool = False)
         tensors[name] = value.detach().to("cpu", torch.float16 if small else value.dtype).contiguous()
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
-    os.replace(partial, path)
-    return path
+    return partial.replace(path)
 
 
 def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -> None:
@@ -50,13 +49,16 @@ def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -
         sha256: What the file must hash to; not checked if not given.
 
     Raises:
-        ModelMissing: The file is absent, has another hash, or its names or shapes are not the network's.
+        ModelMissing: The file is absent or damaged, has another hash, or its names or shapes are not the network's.
     """
     if not path.is_file():
         raise ModelMissing(f"weights '{path.name}' are missing; reinstall the package or train the model")
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise ModelMissing(f"weights '{path.name}' must have sha256 {sha256[:12]}..., got {found[:12]}...; reinstall")
-    state, wanted = load_file(path), network.state_dict()
+    try:
+        state, wanted = load_file(path), network.state_dict()
+    except SafetensorError as error:
+        raise ModelMissing(f"weights '{path.name}' are damaged ({error}); reinstall") from None
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unknown:
         raise ModelMissing(f"weights '{path.name}' do not fit the network: missing {missing}, unknown {unknown}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     return {2: nn.Conv2d, 3: nn.Conv3d}[spatial_dims]
 
 
-def conv_transpose(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]:
+def conv_transpose(spatial_dims: int) -> Callable[..., nn.ConvTranspose2d | nn.ConvTranspose3d]:
     """Transposed convolution class for images (2) or volumes (3)."""
     return {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spatial_dims]
 

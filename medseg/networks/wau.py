@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-from medseg_kernels.window_attention import window_attention
 from torch import Tensor, nn
 
 from medseg.networks.blocks import (
@@ -23,6 +22,7 @@ from medseg.networks.blocks import (
     conv_transpose,
     interpolate_to,
 )
+from medseg_kernels.window_attention import window_attention
 
 Upsample = Literal["transpose-conv", "linear", "wau"]
 
@@ -261,7 +261,7 @@ class WAUNet(nn.Module):
         out_channels: int,
         *,
         channels: Sequence[int] = (32, 64, 96, 128, 160),
-        upsample: Upsample | Sequence[Upsample] = "wau",
+        upsample: Upsample | list[Upsample] | tuple[Upsample, ...] = "wau",
         stem: int = 1,
         shift: bool = True,
         heads: int = 4,
@@ -270,7 +270,7 @@ class WAUNet(nn.Module):
     ) -> None:
         super().__init__()
         stages = len(channels) - 1
-        kinds = [upsample] * stages if isinstance(upsample, str) else list(upsample)
+        kinds: list[Upsample] = list(upsample) if isinstance(upsample, list | tuple) else [upsample] * stages
         if len(kinds) != stages:
             raise ValueError(f"upsample must name one kind or {stages}, one per decoder stage, got {len(kinds)}")
         self.multiple = stem * 2**stages
@@ -313,8 +313,8 @@ class WAUNet(nn.Module):
 
         A training step that looks at two of the eight phases of a volume sees every cell at a quarter of the cost.
         """
-        weight = self.head.weight[(..., *phase)].mT
-        return torch.einsum("oc,bc...->bo...", weight, features) + self.head.bias.view(-1, *[1] * len(phase))
+        weight, bias = self.head.weight[(..., *phase)].mT, self.head.get_parameter("bias")
+        return torch.einsum("oc,bc...->bo...", weight, features) + bias.view(-1, *[1] * len(phase))
 
 
 def _stem(in_channels: int, channels: int, side: int, spatial_dims: int) -> nn.Module:
