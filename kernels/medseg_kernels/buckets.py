@@ -28,16 +28,18 @@ class Bucket:
     Args:
         q_rows: Rows of q, (segments, longest), -1 where a segment is shorter.
         k_rows: Rows of k, alike.
+        full: Whether every place has its row.
     """
 
     q_rows: Tensor
     k_rows: Tensor
+    full: bool
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
         """What to add to the logits: -inf at places without a key, (segments, 1, 1, longest); None if all are real."""
-        empty = self.k_rows < 0
-        if not bool(empty.any()):
+        if self.full:
             return None
+        empty = self.k_rows < 0
         return torch.zeros(empty.shape, dtype=dtype).masked_fill_(empty, float("-inf"))[:, None, None, :]
 
 
@@ -57,7 +59,8 @@ def buckets(q_rows: Tensor, q_start: Tensor, k_rows: Tensor, k_start: Tensor) ->
                 break
             last += 1
         group = used[first:last]
-        yield Bucket(_padded(q_rows, q_start, group), _padded(k_rows, k_start, group))
+        at_q, at_k = _padded(q_rows, q_start, group), _padded(k_rows, k_start, group)
+        yield Bucket(at_q, at_k, full=bool((at_q >= 0).all() and (at_k >= 0).all()))
         first = last
 
 
@@ -73,12 +76,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[Bucket], scale: float) 
     lse = torch.full(q.shape[:2], float("-inf"), dtype=_sum_dtype(q), device=q.device)
     width = max(q.shape[2], v.shape[2])
     for group in groups:
-        queries, keys, values = (
-            _take(*pair, width) for pair in ((q, group.q_rows), (k, group.k_rows), (v, group.k_rows))
-        )
+        queries = _take(q, group.q_rows, width, group.full)
+        keys, values = (_take(x, group.k_rows, width, group.full) for x in (k, v))
         found, sums = _forward(queries, keys, values, 0.0, False, attn_mask=group.mask(q.dtype), scale=scale)
-        _put(out, found, group.q_rows)
-        _put(lse, sums, group.q_rows)
+        _put(out, found, group.q_rows, group.full)
+        _put(lse, sums, group.q_rows, group.full)
     return out, lse
 
 
@@ -91,11 +93,14 @@ def attend_backward(
     width = max(q.shape[2], v.shape[2])
     for group in groups:
         at_q, at_k = group.q_rows, group.k_rows
-        tiles = [_take(x, rows, width) for x, rows in ((grad, at_q), (q, at_q), (k, at_k), (v, at_k), (out, at_q))]
+        tiles = [
+            _take(x, rows, width, group.full)
+            for x, rows in ((grad, at_q), (q, at_q), (k, at_k), (v, at_k), (out, at_q))
+        ]
         sums = lse[at_q.clamp(min=0)].transpose(1, 2)
         found = _backward(*tiles, sums, 0.0, False, attn_mask=group.mask(q.dtype), scale=scale)
         for whole, part, rows in zip(grads, found, (at_q, at_k, at_k), strict=True):
-            _put(whole, part, rows)
+            _put(whole, part, rows, group.full)
     return grads
 
 
@@ -107,23 +112,24 @@ def _padded(rows: Tensor, start: Tensor, group: Tensor) -> Tensor:
     return torch.where(place < length[:, None], rows[at.clamp(max=len(rows) - 1)].long(), -1)
 
 
-def _take(x: Tensor, rows: Tensor, width: int) -> Tensor:
+def _take(x: Tensor, rows: Tensor, width: int, full: bool) -> Tensor:
     """(N, h, D) to (segments, h, longest, width); zeros at empty places, and behind D where the fused call needs it."""
-    taken = x.index_select(0, rows.flatten().clamp(min=0)).unflatten(0, rows.shape)
-    if bool((rows < 0).any()):
-        taken = taken.masked_fill_((rows < 0)[:, :, None, None], 0)  # a foreign NaN must not come in by an empty place
-    return torch.nn.functional.pad(taken, (0, width - x.shape[2])).transpose(1, 2)
+    taken = x.index_select(0, (rows if full else rows.clamp(min=0)).flatten()).unflatten(0, rows.shape)
+    if not full:
+        taken.masked_fill_((rows < 0)[:, :, None, None], 0)  # a foreign NaN must not come in by an empty place
+    if width > x.shape[2]:
+        taken = torch.nn.functional.pad(taken, (0, width - x.shape[2]))
+    return taken.transpose(1, 2)
 
 
-def _put(whole: Tensor, part: Tensor, rows: Tensor) -> None:
+def _put(whole: Tensor, part: Tensor, rows: Tensor, full: bool) -> None:
     """Write (segments, h, longest, ...) back to the rows it belongs to."""
     part = part.transpose(1, 2).to(whole.dtype)
     part = part[..., : whole.shape[2]] if whole.ndim == 3 else part
-    real = rows >= 0
-    if bool(real.all()):
+    if full:
         whole.index_copy_(0, rows.flatten(), part.flatten(0, 1))
     else:
-        whole.index_copy_(0, rows[real], part[real])
+        whole.index_copy_(0, rows[rows >= 0], part[rows >= 0])
 
 
 def _sum_dtype(q: Tensor) -> torch.dtype:
