@@ -8,7 +8,7 @@ covers one physical area.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import autocast_together, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, uses_triton
 from medseg_kernels.layout import layout_windows
 from medseg_kernels.softmax_attention import segment_attention
 
@@ -70,6 +70,14 @@ class Windows:
             x = x.flatten(1 + axis, 2 + axis)
         keep = [slice(front, front + size) for front, size in zip(self.low, self.grid, strict=True)]
         return x[(slice(None), *keep)]
+
+    def slabs(self) -> Iterator[tuple[slice, Windows]]:
+        """One row of windows after the other along the first axis: where its cells are, and how they are cut."""
+        side, low = self.side[0], self.low[0]
+        for first in range(-low, self.count[0] * side - low, side):
+            cells = slice(max(0, first), min(self.grid[0], first + side))
+            grid = (max(0, cells.stop - cells.start), *self.grid[1:])
+            yield cells, Windows(grid, self.side, (max(0, -first), *self.low[1:]), (1, *self.count[1:]))
 
     def rows(self, batch: int, device: torch.device) -> Tensor:
         """Row of (B * cells) per window and place, (B * windows, tokens); -1 in the empty cells."""
@@ -181,7 +189,17 @@ def window_attention(
     if table[1] * table[2] <= SMALL and q.dtype in (torch.float32, torch.float64):
         options = {"bias": bias, "shift": shift, "scale": scale, "stride": stride, "pad_k": pad_k, "pad_v": pad_v}
         return window_attention_reference(q, k, v, window, **options)
-    return _through_fused(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
+    given = [x for x in (q, k, v, bias, pad_k, pad_v) if x is not None]
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    if trained or is_recorded() or torch.compiler.is_compiling():
+        return _through_fused(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
+    out = q.new_empty((*q.shape[:-1], v.shape[-1]))
+    for (fine, part_q), (coarse, part_k) in zip(at_q.slabs(), at_k.slabs(), strict=True):
+        if fine.start >= fine.stop:
+            continue  # pooling left no query in the last keys
+        slab = q[:, fine], k[:, coarse], v[:, coarse], part_q, part_k  # small enough to stay in the cache
+        out[:, fine] = _through_fused(*slab, bias=bias, scale=scale, pad=(pad_k, pad_v))
+    return out
 
 
 def _through_fused(

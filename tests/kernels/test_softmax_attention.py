@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,8 @@ from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.layout import layout_from_labels
 from medseg_kernels.region_attention import region_attention_reference
 from medseg_kernels.softmax_attention import segment_attention, segment_attention_reference, segment_attention_with_lse
-from tests.kernels.attention_cases import labels, ragged, random, relative_case, rope_case, window_case
+from medseg_kernels.window_attention import window_attention_reference
+from tests.kernels.attention_cases import WINDOWS, labels, ragged, random, relative_case, rope_case, window_case
 from tests.kernels.attention_checks import FACTOR, GridChecks, RegionChecks, SegmentChecks
 
 
@@ -92,6 +95,23 @@ def test_2d_windows_equal_3d_windows_of_depth_one() -> None:
     q, k, v = qkv(2, 8, 12, 2, 8)
     deep = ops.window_attention(q[:, None], k[:, None], v[:, None], (1, 4, 4))
     torch.testing.assert_close(deep[:, 0], ops.window_attention(q, k, v, (4, 4)))
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_fused_windows_and_their_slabs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("medseg_kernels.window_attention"), "SMALL", 0)
+    op, reference, inputs, options = window_case(name, torch.float32)
+    assert_matches_reference(op, reference, inputs, options=options, factor=FACTOR)
+    whole = op(inputs[0].clone().requires_grad_(), *inputs[1:], **options).detach()
+    torch.testing.assert_close(op(*inputs, **options), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_pooling_may_leave_the_last_keys_without_a_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("medseg_kernels.window_attention"), "SMALL", 0)
+    q, k, v = random(1, 4, 4, 2, 8), random(1, 9, 9, 2, 8, seed=1), random(1, 9, 9, 2, 8, seed=2)
+    options = {"stride": (2, 2), "pad_k": random(2, 8), "pad_v": random(2, 8, seed=1)}
+    want = window_attention_reference(q, k, v, (4, 4), **options)
+    torch.testing.assert_close(ops.window_attention(q, k, v, (4, 4), **options), want)
 
 
 def test_constant_values_come_out_constant_where_keys_are_masked() -> None:
