@@ -237,17 +237,17 @@ def _sample_plain(value: Tensor, sizes: Sequence[tuple[int, int]], locations: Te
     """The CPU path: every corner is a row of a table, and a weighted embedding bag adds rows up as it reads them."""
     batch, pixels, heads, width = value.shape
     queries = locations.shape[1]
-    size = torch.tensor(sizes, device=value.device)  # (L, 2) rows, columns
-    first = (size.prod(1).cumsum(0) - size.prod(1))[:, None]
+    size = torch.tensor(sizes, dtype=torch.int32, device=value.device)  # (L, 2) rows, columns
+    first = (size.prod(1).cumsum(0) - size.prod(1)).int()[:, None]
     limit = size.flip(1)[:, None]  # (L, 1, 2) columns, rows
     at = locations * limit - 0.5
     near = ((at > -1) & (at < limit)).all(-1, keepdim=True)  # false for NaN
     at = torch.where(near, at, 0.0)
     corner, indices, shares = at.detach().floor(), [], []
     share = torch.stack((1 - (at - corner), at - corner))  # (2, B, Q, h, L, P, 2): of the lower and the upper neighbour
-    corner = corner.long()
-    table = torch.arange(batch, device=value.device)[:, None, None, None, None] * pixels
-    head = torch.arange(heads, device=value.device)[:, None, None]
+    corner = corner.int()  # halves what the index costs; a table of 2**31 rows fits no memory
+    table = torch.arange(batch, dtype=torch.int32, device=value.device)[:, None, None, None, None] * pixels
+    head = torch.arange(heads, dtype=torch.int32, device=value.device)[:, None, None]
     for low in range(2):
         for right in range(2):
             x, y = corner[..., 0] + right, corner[..., 1] + low

@@ -26,8 +26,12 @@ from medseg_kernels.affine_upsample import affine_upsample, affine_upsample_refe
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
 _BLOCK = 256  # pixels of one plane per program
-_FLOOR = 1e-12  # keeps windows without any attention away from 0 / 0
 _CHUNK_PIXELS = 2**16  # coarse pixels, over channels, that the CPU path filters at a time: a dozen maps in cache
+
+
+def _weight(attention: Tensor) -> Tensor:
+    """Positive weights; the floor keeps windows without any attention away from 0 / 0."""
+    return attention.abs() + 1e-12
 
 
 def box_sum_reference(x: Tensor, radius: int) -> Tensor:
@@ -48,7 +52,7 @@ def guided_filter_reference(
     batch_coupled: bool = False,
 ) -> Tensor:
     """What `guided_filter` must equal: the formulas above, term by term; any device, any dtype."""
-    a = attention.abs() + _FLOOR
+    a = _weight(attention)
     total = a.sum() if batch_coupled else a.sum([1, 2, 3], keepdim=True)
     count = box_sum_reference(torch.ones_like(a[:1]), radius)
     mean_ax = box_sum_reference(a * low_x, radius) / count
@@ -305,11 +309,13 @@ _line.register_autograd(_line_to_sums, setup_context=_save_line)
 def _box(padded: Tensor, radius: int) -> Tensor:
     """Window sums of maps that carry `radius` zeros on every side; shifted adds, far faster here than a pooling."""
     height, width = padded.shape[-2] - 2 * radius, padded.shape[-1] - 2 * radius
-    rows = padded[..., :height, :].clone()
-    for shift in range(1, 2 * radius + 1):
+    if radius == 0:
+        return padded
+    rows = padded[..., :height, :] + padded[..., 1 : 1 + height, :]
+    for shift in range(2, 2 * radius + 1):
         rows += padded[..., shift : shift + height, :]
-    total = rows[..., :width].clone()
-    for shift in range(1, 2 * radius + 1):
+    total = rows[..., :width] + rows[..., 1 : 1 + width]
+    for shift in range(2, 2 * radius + 1):
         total += rows[..., shift : shift + width]
     return total
 
@@ -384,10 +390,18 @@ def guided_filter(
         ValueError: The shapes do not fit, or a window would span the whole coarse map.
     """
     _check(low_x, low_y, high_x, attention, radius)
-    if is_recorded():
-        return guided_filter_reference(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
+    # TorchScript skips what `is_scripting` guards, but only where it stands in the function itself.
+    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+        return _choose(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
+    return guided_filter_reference(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
+
+
+def _choose(
+    low_x: Tensor, low_y: Tensor, high_x: Tensor, attention: Tensor, radius: int, eps: float, batch_coupled: bool
+) -> Tensor:
+    """The kernels where they can run, else the CPU path; what a scripted model need not compile."""
     wide = torch.float64 if low_y.dtype == torch.float64 else torch.float32
-    a = attention.to(wide).abs() + _FLOOR
+    a = _weight(attention.to(wide))
     total = a.double().sum([1, 2, 3])  # a float32 sum over a large map would lose digits that q needs
     total = (total.sum().expand(total.shape) if batch_coupled else total).to(wide)
     if uses_triton(low_x, low_y, high_x, attention):

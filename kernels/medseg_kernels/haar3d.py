@@ -9,12 +9,15 @@ approximation. Channels of a transformed volume are band major: first all channe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
+_CHUNK = 2**20  # voxels that the CPU path takes at a time
 _BLOCK = 512  # cells of the half-size grid per program: 8 loads and 8 stores each, enough to keep the memory busy
 
 
@@ -130,10 +133,10 @@ def _launch(kernel, source: Tensor, out: Tensor, volume: Tensor) -> Tensor:
 
 
 def _haar3d_plain(x: Tensor) -> Tensor:
-    """The CPU path: D and H on whole rows, W last and straight into the result; sample by sample to stay in cache."""
+    """The CPU path: D and H on whole rows, W last and straight into the result; a few channels at a time."""
     out = _haar3d_like(x).unflatten(1, (2, 2, 2, x.shape[1]))  # (B, detail D, detail H, detail W, C, d, h, w)
-    for sample, bands in zip(x, out, strict=True):
-        blocks = sample.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, d, 2, h, 2, W)
+    for volume, bands in _in_cache(x, out):
+        blocks = volume.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, d, 2, h, 2, W)
         for d, planes in enumerate(_sum_and_difference(blocks[:, :, 0], blocks[:, :, 1])):
             planes *= 8**-0.5
             for h, rows in enumerate(_sum_and_difference(planes[:, :, :, 0], planes[:, :, :, 1])):
@@ -145,8 +148,8 @@ def _haar3d_plain(x: Tensor) -> Tensor:
 def _ihaar3d_plain(y: Tensor) -> Tensor:
     """The CPU path of the inverse, the same steps backwards."""
     out = _ihaar3d_like(y)
-    for bands, sample in zip(y.unflatten(1, (2, 2, 2, -1)), out, strict=True):
-        blocks = sample.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, d, 2, h, 2, W)
+    for volume, bands in _in_cache(out, y.unflatten(1, (2, 2, 2, -1))):
+        blocks = volume.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, d, 2, h, 2, W)
         for w in range(2):  # which of the two neighbours along W
             combine = torch.sub if w else torch.add
             planes = []
@@ -157,6 +160,13 @@ def _ihaar3d_plain(y: Tensor) -> Tensor:
                 torch.add(planes[0][h], planes[1][h], out=blocks[:, :, 0, :, h, w::2])
                 torch.sub(planes[0][h], planes[1][h], out=blocks[:, :, 1, :, h, w::2])
     return out
+
+
+def _in_cache(volume: Tensor, bands: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Matching parts of (B, C, D, H, W) and (B, 2, 2, 2, C, d, h, w): one sample, as many channels as fit a cache."""
+    channels = max(1, _CHUNK // max(volume[0, 0].numel(), 1)) if volume.numel() else 1
+    for sample, bands_of_sample in zip(volume, bands, strict=True):
+        yield from zip(sample.split(channels), bands_of_sample.split(channels, dim=3), strict=True)
 
 
 def _sum_and_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,6 +273,15 @@ def haar3d_project(
     if x.ndim != 5 or x.shape[2] % 2 or x.shape[3] % 2 or x.shape[4] % 2:
         raise ValueError(f"x must be (B, C, D, H, W) with even D, H and W, got {list(x.shape)}; pad it first")
     # A weight over bands, seen as coefficients, is the inverse transform away from a weight over voxels.
-    low = ihaar3d_reference(F.pad(low_weight, [0, 0, 0, 0, 0, 0, 0, 7 * x.shape[1]]))
-    high = ihaar3d_reference(F.pad(high_weight, [0, 0, 0, 0, 0, 0, x.shape[1], 0]))
-    return F.conv3d(x, low, low_bias, stride=2), F.conv3d(x, high, high_bias, stride=2)
+    low = F.pad(low_weight, [0, 0, 0, 0, 0, 0, 0, 7 * x.shape[1]])
+    high = F.pad(high_weight, [0, 0, 0, 0, 0, 0, x.shape[1], 0])
+    weight = ihaar3d_reference(torch.cat((low, high)))
+    out = F.conv3d(x, weight, _joined(low_weight, low_bias, high_weight, high_bias), stride=2)
+    return out[:, : low.shape[0]], out[:, low.shape[0] :]
+
+
+def _joined(low_weight: Tensor, low_bias: Tensor | None, high_weight: Tensor, high_bias: Tensor | None) -> Tensor:
+    """Both biases in a row; zeros for one that is not given."""
+    low = low_weight.new_zeros(low_weight.shape[0]) if low_bias is None else low_bias
+    high = high_weight.new_zeros(high_weight.shape[0]) if high_bias is None else high_bias
+    return torch.cat((low, high))

@@ -20,7 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import dot_precision, is_recorded, kernel_types, launch_options, triton, uses_triton
+from medseg_kernels.dispatch import (
+    dot_precision,
+    is_recorded,
+    kernel_types,
+    launch_options,
+    outside_autocast,
+    triton,
+    uses_triton,
+)
 from medseg_kernels.linear_attention_kernels import key_grad_kernel, output_kernel, query_grad_kernel, state_kernel
 
 _BLOCK = 64  # tokens per tile where a program takes one tile
@@ -273,11 +281,28 @@ def linear_attention(
             raise ValueError(f"{name} must be {list(q.shape)} like q, got {list(x.shape)}")
     if rope is not None and list(rope.shape) != [q.shape[1], channels // 2, 2]:
         raise ValueError(f"rope must be {[q.shape[1], channels // 2, 2]}, got {list(rope.shape)}")
-    if is_recorded():
-        return linear_attention_reference(q, k, v, num_heads, rope, add, gate, eps)
-    if uses_triton(q, k, v, rope, add, gate) and channels // num_heads <= _WIDEST and channels % 2 == 0 and q.numel():
+    # TorchScript skips what `is_scripting` guards, but only where it stands in the function itself.
+    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+        return _choose(q, k, v, num_heads, rope, add, gate, eps)
+    return linear_attention_reference(q, k, v, num_heads, rope, add, gate, eps)
+
+
+def _choose(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_heads: int,
+    rope: Tensor | None,
+    add: Tensor | None,
+    gate: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """The kernels where they can run, else the CPU path; what a scripted model need not compile."""
+    head = q.shape[2] // num_heads
+    if uses_triton(q, k, v, rope, add, gate) and head <= _WIDEST and q.shape[2] % 2 == 0 and q.numel():
         return _attend(q, k, v, rope, add, gate, num_heads, eps)[0]
     dtype, wide = q.dtype, _wide(q)
     q, k, v = q.to(wide), k.to(wide), v.to(wide)
     add, gate = (None if x is None else x.to(wide) for x in (add, gate))
-    return _linear_attention_plain(q, k, v, num_heads, rope, add, gate, eps).to(dtype)
+    with outside_autocast(q.device):
+        return _linear_attention_plain(q, k, v, num_heads, rope, add, gate, eps).to(dtype)
