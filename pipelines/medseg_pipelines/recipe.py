@@ -5,6 +5,8 @@ A model is a folder with `recipe.yaml` and, beside it, the weights and a card. T
 """
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from medseg.errors import ModelMissing, UsageError
 
 RECIPE_FILE = "recipe.yaml"
+_HOME = "MEDSEG_HOME"
 
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -66,12 +69,30 @@ class Decode(_Section):
         return len(self.table) + int(self.sided)
 
 
+class Intensity(_Section):
+    """One linear step on grey values, as `preparation.rescale` does it."""
+
+    kind: Literal["range", "percentiles", "extremes", "z-score"]
+    source: tuple[float, float] | None = None  # grey values or percentiles that become `target`
+    target: tuple[float, float] = (0.0, 1.0)
+    clip: bool = False
+    nonzero: bool = False  # z-score only of voxels that are not 0
+
+    @model_validator(mode="after")
+    def _source_fits(self) -> Self:
+        if self.kind in ("range", "percentiles") and (self.source is None or self.source[0] >= self.source[1]):
+            raise ValueError(f"source of {self.kind} must be two rising numbers, got {self.source}")
+        return self
+
+
 class Preparation(_Section):
     """The grid and grey values that the network sees."""
 
-    orientation: Literal["RAS"] = "RAS"
-    spacing: Triple = (1.0, 1.0, 1.0)  # mm, RAS order
+    orientation: Literal["RAS"] | None = "RAS"  # None: the axes stay as they are
+    foreground_margin: float | None = Field(default=10.0, ge=0)  # mm kept around the image's content; None: all of it
+    spacing: Triple | None = (1.0, 1.0, 1.0)  # mm, RAS order; None: it stays as it is
     percentiles: tuple[float, float] = (1.0, 99.0)  # of all voxels; they become 0 and 1
+    intensity: tuple[Intensity, ...] | None = None  # steps of imported models, in place of the percentiles
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -86,6 +107,7 @@ class Inference(_Section):
 
     window: tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels, RAS order
     overlap: float = Field(ge=0, lt=1)  # share of the window
+    whole_window: bool = False  # the network takes no smaller size: a smaller image is filled up
     bytes_per_voxel: int = Field(default=200, ge=0)  # memory of the network for each voxel of the window, measured
 
 
@@ -147,11 +169,28 @@ def recipe_names() -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if (entry / RECIPE_FILE).is_file())
 
 
+def imported_models() -> Path:
+    """The folder of models that were imported, one folder each: `MEDSEG_HOME`, or where this system keeps such data."""
+    home = os.environ.get(_HOME)
+    if home:
+        return Path(home) / "models"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "medseg" / "models"
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "medseg" / "models"
+
+
+def imported_names() -> list[str]:
+    """The models that were imported, by name."""
+    root = imported_models()
+    return sorted(entry.name for entry in root.glob("*") if (entry / RECIPE_FILE).is_file())
+
+
 def recipe_folder(model: str | Path) -> Path:
     """The folder of a model.
 
     Args:
-        model: A name from `recipe_names()`, or the path of a folder that holds a recipe.
+        model: A name from `recipe_names()` or `imported_names()`, or the path of a folder that holds a recipe.
 
     Raises:
         UsageError: There is no such model.
@@ -161,6 +200,9 @@ def recipe_folder(model: str | Path) -> Path:
     names = recipe_names()
     if str(model) in names:
         return Path(str(files("medseg_configs"))) / str(model)
+    if str(model) in (imported := imported_names()):
+        return imported_models() / str(model)
+    names += imported
     raise UsageError(f"model '{model}' is not known{_guess(str(model), names)} (`medseg models` lists them)")
 
 

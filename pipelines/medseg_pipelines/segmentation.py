@@ -9,22 +9,19 @@ import numpy as np
 import torch
 
 from medseg.errors import InputRefused, UsageError
-from medseg.geometry import Chain, crop, foreground_box, to_ras, to_spacing
-from medseg.intensity import rescale_percentiles
-from medseg.networks import build_network
+from medseg.geometry import Chain
 from medseg.volume import Volume
 from medseg.weights import load_weights, sha256_of
-from medseg_pipelines import engines, inferers
+from medseg_pipelines import engines, inferers, nets
 from medseg_pipelines.case import Case, read_case
 from medseg_pipelines.events import Callback, Reporter
 from medseg_pipelines.manifest import Machine, build_manifest
+from medseg_pipelines.preparation import prepare
 from medseg_pipelines.recipe import RECIPE_FILE, Recipe
 from medseg_pipelines.results import Result
 from medseg_pipelines.scope import implausible_size, judge, require_in_scope
 from medseg_pipelines.statistics import measure
 from medseg_pipelines.words import UNTRAINED
-
-_MARGIN = 10.0  # mm kept around what is not background
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ class Segmentation:
         self._recipe_sha256 = sha256_of(folder / RECIPE_FILE)
         if engine not in ("auto", *engines.available()):
             raise UsageError(f"engine must be one of auto, {', '.join(engines.available())}, got '{engine}'")
-        network = build_network(recipe.network.name, **recipe.network.options)
+        network = nets.build(recipe.network.name, recipe.network.options)
         load_weights(network, folder / recipe.weights.file, sha256=recipe.weights.sha256)
         self._multiple = int(getattr(network, "multiple", 1))
         self.engine = engines.default_engine(str(self.device)) if engine == "auto" else engine
@@ -118,22 +115,17 @@ class Segmentation:
         )
 
     def _prepare(self, volume: Volume) -> tuple[Volume, Chain]:
-        """The image as the network sees it, and the way back.
-
-        What holds nothing but the smallest value is cut off first: the empty frame around a brain whose skull was
-        removed costs windows and shifts the percentiles, and nothing is lost with it.
-        """
-        volume, turned = to_ras(volume)
-        volume, cropped = crop(volume, foreground_box(volume, above=float(volume.voxels.min()), margin=_MARGIN))
-        volume, resampled = to_spacing(volume, self.recipe.preparation.spacing)
-        grey = rescale_percentiles(volume.voxels, *self.recipe.preparation.percentiles)
-        return volume.with_voxels(grey), Chain((turned, cropped, resampled))
+        """The image as the network sees it, and the way back."""
+        return prepare(volume, **preparation_of(self.recipe))
 
     def _layout(self, prepared: Volume) -> inferers.Plan:
         """The windows over a prepared image."""
         inference = self.recipe.inference
+        shape = prepared.shape
+        if inference.whole_window:
+            shape = tuple(max(size, side) for size, side in zip(shape, inference.window, strict=True))
         return inferers.plan(
-            prepared.shape,
+            shape,
             inference.window,
             inference.overlap,
             outputs=self.recipe.decode.outputs,
@@ -184,6 +176,19 @@ class Segmentation:
     def _machine(self) -> Machine:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return Machine(device=str(self.device), device_name=name, engine=self.engine, threads=torch.get_num_threads())
+
+
+def preparation_of(recipe: Recipe) -> dict[str, Any]:
+    """The arguments of `prepare` that a recipe stands for, plain data."""
+    section = recipe.preparation
+    steps = section.intensity
+    return {
+        "orientation": section.orientation,
+        "margin": section.foreground_margin,
+        "spacing": section.spacing,
+        "percentiles": section.percentiles,
+        "intensity": None if steps is None else [step.model_dump() for step in steps],
+    }
 
 
 def find_device(name: str) -> torch.device:
