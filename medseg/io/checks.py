@@ -115,7 +115,10 @@ def _shape_problems(shape: tuple[int, ...], time_point: int | None) -> list[Prob
         return [_error(f"expected a scalar volume, got {len(shape)} axes ({sizes}); extract one component")]
     if len(shape) == 4 and time_point is None:
         return [
-            _error(f"expected one volume, got {shape[3]} time points ({sizes}); choose one from 0 to {shape[3] - 1}")
+            _error(
+                f"expected one volume, got {shape[3]} time points ({sizes}); "
+                f"choose one from 0 to {shape[3] - 1} with --time-point"
+            )
         ]
     return []
 
