@@ -55,7 +55,7 @@ class Segmentation:
         self._recipe_sha256 = sha256_of(folder / RECIPE_FILE)
         if engine not in ("auto", *engines.available()):
             raise UsageError(f"engine must be one of auto, {', '.join(engines.available())}, got '{engine}'")
-        network = nets.build(recipe.network.name, recipe.network.options)
+        network = nets.build(recipe.network.name, recipe.network.options, folder=folder)
         load_weights(network, folder / recipe.weights.file, sha256=recipe.weights.sha256)
         self._multiple = int(getattr(network, "multiple", 1))
         self.engine = engines.default_engine(str(self.device)) if engine == "auto" else engine

@@ -1,0 +1,74 @@
+"""A network as one TorchScript file that stock MONAI transforms can serve: one score per label of the label map."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg.errors import MedsegError
+
+_TOLERANCE = 1e-3  # of the largest score: recorded and plain paths sum in another order
+
+
+class LabelScores(nn.Module):
+    """Scores per label: the argmax over channels is what our own decoding of class and side gives.
+
+    Channel i belongs to the i-th smallest label id. A label of one side gives way by as much as the side score speaks
+    for the other one, so the best label of the right side keeps the score of its class.
+
+    Args:
+        network: (B, 1, *grid) to (B, K, *grid), classes and then the side if the table has any.
+        table: Label ids per class on the right and on the left of the patient.
+    """
+
+    def __init__(self, network: nn.Module, table: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.network, self.classes = network, len(table)
+        entries: dict[int, list[tuple[int, int]]] = {}
+        for number, (right, left) in enumerate(table):
+            sides = [(right, 0)] if right == left else [(right, -1), (left, 1)]
+            for label, side in sides:
+                entries.setdefault(label, []).append((number, side))
+        self.entries = [entries[label] for label in sorted(entries)]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, *grid) to (B, labels, *grid)."""
+        scores = self.network(image)
+        side = scores[:, self.classes : self.classes + 1]
+        columns = []
+        for entries in self.entries:
+            each = [
+                scores[:, at : at + 1] - F.relu(-sign * side) if sign else scores[:, at : at + 1]
+                for at, sign in entries
+            ]
+            columns.append(reduce(torch.maximum, each))
+        return torch.cat(columns, dim=1)
+
+
+def save_script(network: nn.Module, path: Path, *, window: Sequence[int], extra: Mapping[str, str]) -> None:
+    """Record a network on one window and save it; the recording is compared with the network first.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        path: Target file.
+        window: Voxels; the saved network takes no other size.
+        extra: Texts that are stored inside, by name.
+
+    Raises:
+        MedsegError: The recording does not give what the network gives.
+    """
+    generator = torch.Generator().manual_seed(0)
+    sample, other = (torch.rand((1, 1, *window), generator=generator) for _ in range(2))
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # every shape that becomes a constant: the window is one
+        recorded = torch.jit.trace(network, sample, check_trace=False)
+        found, expected = recorded(other), network(other)
+    if float((found - expected).abs().max()) > _TOLERANCE * float(expected.abs().max()):
+        raise MedsegError("export: the recorded network must give what the network gives, it does not; report it")
+    torch.jit.save(recorded, str(path), _extra_files=dict(extra))

@@ -1,0 +1,197 @@
+"""Our reading, preparation and sliding window as MONAI parts. They travel inside bundles, so they know no recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config.type_definitions import KeysCollection
+from monai.data.meta_tensor import MetaTensor
+from monai.inferers.inferer import Inferer
+from monai.transforms.inverse import InvertibleTransform
+from monai.transforms.transform import MapTransform
+from monai.utils.type_conversion import convert_to_dst_type
+from torch import Tensor, nn
+
+from medseg.geometry import Spacing
+from medseg.io import read
+from medseg.volume import Grid, Kind, Volume
+from medseg_pipelines.engines import prepare as prepare_network
+from medseg_pipelines.inferers import label_volume, plan
+from medseg_pipelines.preparation import prepare, way
+
+
+class LoadVolumed(MapTransform):
+    """Read files with our exact reader.
+
+    Args:
+        keys: Whose values are paths; they become (1, X, Y, Z) with the affine in RAS.
+    """
+
+    def __init__(self, keys: KeysCollection) -> None:
+        super().__init__(keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data with a MetaTensor in place of each path.
+
+        Raises:
+            InputRefused: A file is damaged or no scalar volume.
+            UsageError: There is no such file.
+        """
+        loaded = dict(data)
+        for key in self.key_iterator(loaded):
+            loaded[key] = as_tensor(read(loaded[key]), name=str(loaded[key]))
+        return loaded
+
+
+class PrepareVolumed(MapTransform, InvertibleTransform):
+    """The grid and the grey values that a network of ours sees, and the exact way back.
+
+    Args:
+        keys: Whose values are (1, X, Y, Z) MetaTensors.
+        orientation: "RAS" or None.
+        margin: mm kept around what is not background, or None.
+        spacing: mm or None.
+        percentiles: The two that become 0 and 1.
+        intensity: Steps in place of the percentiles, see `preparation.rescale`.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        *,
+        orientation: str | None,
+        margin: float | None,
+        spacing: Spacing | None,
+        percentiles: Sequence[float],
+        intensity: Sequence[Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.orientation, self.margin, self.spacing = orientation, margin, spacing
+        self.percentiles, self.intensity = percentiles, intensity
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data with each image prepared, float32."""
+        prepared = dict(data)
+        for key in self.key_iterator(prepared):
+            prepared[key] = self._forward(prepared[key])
+        return prepared
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data with each prediction on the grid that its image had; whole numbers count as labels."""
+        undone = dict(data)
+        for key in self.key_iterator(undone):
+            undone[key] = self._backward(undone[key])
+        return undone
+
+    def _forward(self, image: Tensor) -> MetaTensor:
+        before = as_volume(image)
+        after, chain = prepare(
+            before,
+            orientation=self.orientation,
+            margin=self.margin,
+            spacing=self.spacing,
+            percentiles=self.percentiles,
+            intensity=self.intensity,
+        )
+        box = getattr(chain.steps[1], "box", None) if self.margin is not None else None
+        extra = {"shape": list(before.shape), "before": before.affine.tolist(), "box": box}
+        moved = as_tensor(after, like=image)
+        self.push_transform(moved, extra_info=extra)
+        return moved
+
+    def _backward(self, moved: Tensor) -> MetaTensor:
+        extra = self.pop_transform(moved)["extra_info"]
+        x, y, z = extra["shape"]
+        grid = Grid((x, y, z), np.asarray(extra["before"]))
+        chain = way(grid, orientation=self.orientation, box=extra["box"], spacing=self.spacing)
+        whole = not moved.is_floating_point()
+        # the affine of the tensor went through other hands; that of the chain is the exact one
+        affine = chain.steps[-1].after.affine
+        volume = Volume(moved[0].cpu().numpy(), affine, "labels" if whole else "image")
+        return as_tensor(chain.undo(volume), like=moved)
+
+
+class LabelInferer(Inferer):
+    """Slide over an image and give the label map at once, as `medseg infer` does.
+
+    Args:
+        window: Voxels.
+        overlap: Share of a window.
+        table: Label ids per class on the right and on the left of the patient.
+        multiple: What the network wants every side to be a multiple of.
+        whole_window: Fill up images that are smaller than the window.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: Sequence[int],
+        overlap: float,
+        table: Sequence[Sequence[int]],
+        multiple: int = 1,
+        whole_window: bool = False,
+    ) -> None:
+        super().__init__()
+        self.window, self.overlap, self.multiple = tuple(window), overlap, multiple
+        self.table, self.whole_window = np.asarray(table), whole_window
+
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, 1, X, Y, Z) prepared images to label ids, uint8 or int32, same shape and meta data."""
+        predict = prepare_network(network, device=str(inputs.device))
+        shape = tuple(inputs.shape[2:])
+        wanted = tuple(max(pair) for pair in zip(shape, self.window, strict=True)) if self.whole_window else shape
+        sided = bool((self.table[:, 0] != self.table[:, 1]).any())
+        layout = plan(wanted, self.window, self.overlap, outputs=len(self.table) + int(sided), multiple=self.multiple)
+        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        maps = [
+            label_volume(predict, image[0].cpu().numpy(), layout=layout, table=self.table, device=inputs.device)
+            for image in images
+        ]
+        labels = torch.stack([_tensor(each)[None] for each in maps])
+        return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
+
+
+def as_tensor(volume: Volume, *, like: Tensor | None = None, name: str = "") -> MetaTensor:
+    """A volume as MONAI holds it.
+
+    Args:
+        volume: What to hold.
+        like: Whose device, meta data and applied operations go on; the affine is that of the volume.
+        name: Stands as file name where `like` is not given.
+    """
+    voxels = _tensor(volume.voxels)[None]
+    if isinstance(like, MetaTensor):
+        moved = MetaTensor(voxels.to(like.device), meta=like.meta, applied_operations=like.applied_operations)
+        moved.affine = torch.from_numpy(np.array(volume.affine))
+        return moved
+    affine = np.array(volume.affine)
+    meta = {
+        "original_affine": affine,
+        "spatial_shape": np.asarray(volume.shape),
+        "space": "RAS",
+        "original_channel_dim": "no_channel",
+        "filename_or_obj": name,
+    }
+    return MetaTensor(voxels, affine=torch.from_numpy(affine), meta=meta)
+
+
+def as_volume(image: Tensor, *, kind: Kind = "image") -> Volume:
+    """A (1, X, Y, Z) MetaTensor as a volume.
+
+    Raises:
+        ValueError: It has more than one channel, or no affine.
+    """
+    if not isinstance(image, MetaTensor) or image.dim() != 4 or image.shape[0] != 1:
+        raise ValueError(f"image must be a MetaTensor (1, X, Y, Z), got {type(image).__name__} {tuple(image.shape)}")
+    affine = image.affine.cpu().numpy()
+    return Volume(image.as_tensor()[0].cpu().numpy(), affine, kind)
+
+
+def _tensor(voxels: np.ndarray) -> Tensor:
+    """Voxels in the same type, or the next larger one where few operations of torch know it."""
+    wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(voxels.dtype, voxels.dtype)
+    native = np.ascontiguousarray(voxels, dtype=np.dtype(wider).newbyteorder("="))
+    return torch.from_numpy(native)
