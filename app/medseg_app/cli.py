@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medseg import __version__
+from medseg_app.bundle_cli import app as bundle_app
 from medseg_app.exits import CANCELLED, answering, stop_on_terminate
 from medseg_app.options import (
     COMPUTE,
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(bundle_app)
 
 
 def main() -> None:
