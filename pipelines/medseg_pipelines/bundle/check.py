@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ _REQUIRED = (
     "models/model.pt",
     "models/model.ts",
 )
+_TOOLS = ("fire", "ignite", "jsonschema")
 _PATIENCE = 3600  # seconds for the probe: a large model on a busy machine
 
 
@@ -76,6 +78,7 @@ def check_bundle(path: Path, *, model: str | Path | None = None) -> Report:
 
 def check_folder(folder: Path, *, model: str | Path | None = None) -> Report:
     """The same for an unpacked bundle."""
+    require_tools()
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
         return Report((Point("files", f"missing: {', '.join(missing)}"),))
@@ -101,6 +104,17 @@ def check_folder(folder: Path, *, model: str | Path | None = None) -> Report:
             Point("model.ts", found["script"]),
         )
     return Report(points)
+
+
+def require_tools() -> None:
+    """Find out whether `monai.bundle` can run here.
+
+    Raises:
+        MedsegError: Packages of the extra `bundle` are not installed.
+    """
+    missing = [name for name in _TOOLS if find_spec(name) is None]
+    if missing:
+        raise MedsegError(f"bundles need {', '.join(missing)}, not installed here; pip install 'medseg[bundle]'")
 
 
 def probe(folder: Path, work: Path, recipe: Recipe, *, more: dict[str, list[str]] | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from medseg.weights import load_weights, sha256_of
 from medseg_pipelines import nets
 from medseg_pipelines.bundle import configs
 from medseg_pipelines.bundle.archive import MANIFEST, METADATA, checksums, pack, write_json
-from medseg_pipelines.bundle.check import Report, check_folder
+from medseg_pipelines.bundle.check import Report, check_folder, require_tools
 from medseg_pipelines.bundle.torchscript import LabelScores, save_script
 from medseg_pipelines.bundle.vendor import copy_code, target_of
 from medseg_pipelines.folders import whole_folder
@@ -67,6 +67,7 @@ def build(model: str | Path, folder: Path) -> None:
     recipe, home = load_recipe(model), recipe_folder(model)
     if recipe.network.name == nets.TRUSTED:
         raise UsageError(f"model '{recipe.name}' runs the code of a bundle; export that bundle, not the model")
+    require_tools()
     network = nets.build(recipe.network.name, recipe.network.options).eval()
     load_weights(network, home / recipe.weights.file, sha256=recipe.weights.sha256)
     (folder / "models").mkdir()

@@ -87,9 +87,10 @@ def _network(config: Config, found: Understood) -> None:
     if component is None:
         raise NotUnderstood("it is switched off")
     options = component.arguments
-    own = component.target.removeprefix(f"{PACKAGE}.medseg.networks.").split(".")
-    if component.target.startswith(f"{PACKAGE}.medseg.networks.") and own[0] in network_names():
-        found.network = {"name": own[0], "options": options}
+    place = f"{PACKAGE}.medseg.networks."
+    own = component.target.removeprefix(place).split(".")[0].replace("_", "-")
+    if component.target.startswith(place) and own in network_names():
+        found.network = {"name": own, "options": options}
         return
     if component.stock and component.name in MONAI_NETWORKS:
         if options.get("in_channels", 1) != 1:
