@@ -22,6 +22,7 @@ from medseg.networks.blocks import (
     conv_transpose,
     interpolate_to,
 )
+from medseg.networks.grey_values import GreyValuePosterior
 from medseg_kernels.window_attention import window_attention
 
 Upsample = Literal["transpose-conv", "linear", "wau"]
@@ -252,6 +253,8 @@ class WAUNet(nn.Module):
         shift: Shift the windows of every second attention stage.
         heads: h of the attention stages.
         window: M of the attention stages; 8 in 2D and 4 in 3D if not given.
+        posterior: Sharpen that many classes by the grey values of the image (`GreyValuePosterior`), which must have
+            one channel; 0 leaves the scores as they are. Ours, not of the paper; nothing to train.
         spatial_dims: 2 for images, 3 for volumes.
     """
 
@@ -266,6 +269,7 @@ class WAUNet(nn.Module):
         shift: bool = True,
         heads: int = 4,
         window: int | None = None,
+        posterior: int = 0,
         spatial_dims: int = 3,
     ) -> None:
         super().__init__()
@@ -284,6 +288,7 @@ class WAUNet(nn.Module):
             self.upsample.append(build_upsample(kind, deep, lateral, shift=shift and stage % 2 == 1, **options))
             self.decoder.append(ResidualBlock(2 * lateral, lateral, spatial_dims=spatial_dims))
         self.head = conv_transpose(spatial_dims)(channels[0], out_channels, kernel_size=stem, stride=stem)
+        self.posterior = GreyValuePosterior(posterior) if posterior else None
 
     def features(self, image: Tensor) -> Tensor:
         """(B, C_in, *grid) to the last decoder feature, (B, channels[0], *(grid / stem)).
@@ -306,7 +311,8 @@ class WAUNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C_in, *grid) to logits (B, C_out, *grid)."""
-        return self.head(self.features(image))
+        logits = self.head(self.features(image))
+        return logits if self.posterior is None else self.posterior(logits, image)
 
     def logits_at(self, features: Tensor, phase: Sequence[int]) -> Tensor:
         """Logits of every `stem`-th voxel only, (B, C_out, *(grid / stem)): those that start at `phase` of each axis.
