@@ -1,6 +1,7 @@
 """Bundles shaped like those of the public model zoo: stock MONAI networks, random weights, a few kilobytes."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "blocks_up": [1],
         "norm": ["GROUP", {"num_groups": 4}],
     },
-    "SwinUNETR": {
+    "DynUNet": {
+        "spatial_dims": 3,
         "in_channels": 1,
         "out_channels": 3,
-        "feature_size": 12,
-        "depths": [1, 1, 1, 1],
-        "num_heads": [1, 1, 1, 1],
+        "kernel_size": [3, 3, 3],
+        "strides": [1, 2, 2],
+        "upsample_kernel_size": [2, 2],
+        "filters": [4, 8, 16],
     },
 }
 _GREY: dict[str, list[dict[str, Any]]] = {
@@ -44,7 +47,7 @@ _GREY: dict[str, list[dict[str, Any]]] = {
         {"_target_": "NormalizeIntensityd", "keys": "@image_key", "nonzero": True, "channel_wise": True},
         {"_target_": "ScaleIntensityd", "keys": "image", "minv": -1.0, "maxv": 1.0},
     ],
-    "SwinUNETR": [{"_target_": "NormalizeIntensityd", "keys": ["image"], "subtrahend": 40.0, "divisor": 120.0}],
+    "DynUNet": [{"_target_": "NormalizeIntensityd", "keys": ["image"], "subtrahend": 40.0, "divisor": 120.0}],
 }
 
 
@@ -55,7 +58,7 @@ def config(network: str) -> dict[str, Any]:
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS", "labels": None},
         {"_target_": "Spacingd", "keys": "image", "pixdim": "@pixdim", "mode": "bilinear"},
-        *_GREY[network],
+        *deepcopy(_GREY[network]),
         {"_target_": "EnsureTyped", "keys": "image"},
     ]
     return {
@@ -67,7 +70,7 @@ def config(network: str) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "image_key": "image",
         "pixdim": [1.0, 1.0, 1.0],
-        "network_def": {"_target_": network, **NETWORKS[network]},
+        "network_def": {"_target_": network, **deepcopy(NETWORKS[network])},
         "network": "$@network_def.to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": before},
         "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},

@@ -58,7 +58,7 @@ def build(name: str, options: dict[str, Any], *, folder: Path | None = None) -> 
     network = getattr(import_module("monai.networks.nets"), cls)
     try:
         return network(**options)
-    except (TypeError, ValueError, NotImplementedError, KeyError, AssertionError) as error:
+    except Exception as error:  # each network complains in its own way
         raise UsageError(f"network {cls}: its options are not accepted ({' '.join(str(error).split())})") from None
 
 

@@ -92,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputRefused(f"bundle file {path.name} must be JSON: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputRefused(f"bundle file {path.name} must be a JSON object, got {type(content).__name__}")

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from torch import nn
 
-from medseg.errors import InputRefused, UsageError
+from medseg.errors import InputRefused, MedsegError, UsageError
 from medseg.weights import load_weights, save_weights, sha256_of
 from medseg_pipelines import nets
 from medseg_pipelines.bundle.archive import METADATA, opened, read_json
@@ -101,7 +102,7 @@ def _fill(
         options = {"sha256": nets.folder_digest(partial / nets.TRUSTED_FOLDER)}
         found.network = {"name": nets.TRUSTED, "options": options}
     weights = save_weights(read_state(bundle / "models"), partial / _WEIGHTS)
-    network = nets.build(found.network["name"], found.network["options"], folder=partial)
+    network = _built(found.network, partial)
     load_weights(network, weights)
     content = _recipe(metadata, found, model)
     content["weights"] = {
@@ -111,16 +112,29 @@ def _fill(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
     try:
-        Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
         raise InputRefused(f"bundle was not understood: {where}: {_text(fault['msg'], '')}") from None
+    channels = recipe.network.options.get("out_channels", recipe.decode.outputs)
+    if channels != recipe.decode.outputs:
+        raise InputRefused(f"bundle was not understood: it tells of {recipe.decode.outputs} channels, gives {channels}")
     (partial / RECIPE_FILE).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     (partial / "CARD.md").write_text(_card(metadata, found), encoding="utf-8")
     for name in _KEPT:
         if (bundle / name).is_file():
             shutil.copyfile(bundle / name, partial / Path(name).name)
+
+
+def _built(network: dict[str, Any], folder: Path) -> nn.Module:
+    """The network with the options that the bundle gives, whatever they are."""
+    try:
+        return nets.build(network["name"], network["options"], folder=folder)
+    except MedsegError:
+        raise
+    except Exception as error:  # options of others can be wrong in every way
+        raise InputRefused(f"bundle: its network cannot be built: {_text(error, type(error).__name__)}") from None
 
 
 def _recipe(metadata: dict[str, Any], found: Understood, model: str) -> dict[str, Any]:

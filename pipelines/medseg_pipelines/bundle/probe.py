@@ -45,7 +45,6 @@ def main(request_file: str, report_file: str) -> None:
     """Do what the request says; the report holds, per step, None or the error."""
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     sys.meta_path.insert(0, _Wall())
-    sys.path[:] = [entry for entry in sys.path if not (Path(entry) / "medseg").exists()]
     os.chdir(Path(report_file).parent)
     report: dict[str, Any] = {}
     for name, arguments in request["commands"].items():

@@ -20,8 +20,8 @@ _NAMES = ("inference.json", "inference.yaml", "inference.yml")
 _OWN_KEYS = frozenset({"_target_", "_requires_", "_disabled_", "_desc_", "_mode_"})
 
 
-class NotUnderstood(Exception):  # noqa: N818 - no error of the user: it becomes one line of a list
-    """A part of a configuration has a meaning that only running it would tell."""
+class NotUnderstoodError(Exception):
+    """A part of a configuration has a meaning that only running it would tell; it becomes one line of a list."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +64,22 @@ class Config:
         """Do a step; what it does not understand becomes a line of `faults`."""
         try:
             step()
-        except NotUnderstood as fault:
+        except NotUnderstoodError as fault:
             self.faults.append(f"{where}: {fault}")
 
     def component(self, value: Any) -> Component | None:
         """A component, or None where it is switched off.
 
         Raises:
-            NotUnderstood: It is none, or an argument is an expression.
+            NotUnderstoodError: It is none, or an argument is an expression.
         """
         value = self._followed(value, _DEEPEST)
         if not isinstance(value, dict) or not isinstance(value.get("_target_"), str):
-            raise NotUnderstood(f"expected something with _target_, got {_short(value)}")
+            raise NotUnderstoodError(f"expected something with _target_, got {_short(value)}")
         if value.get("_disabled_") in (True, "true", "True"):
             return None
         if value.get("_mode_", "default") != "default":
-            raise NotUnderstood(f"{value['_target_']} has the mode {_short(value['_mode_'])}")
+            raise NotUnderstoodError(f"{value['_target_']} has the mode {_short(value['_mode_'])}")
         arguments = {}
         for key, argument in value.items():
             if key not in _OWN_KEYS:
@@ -91,25 +91,25 @@ class Config:
         """The transforms of a chain by its id, unparsed.
 
         Raises:
-            NotUnderstood: There is no such chain.
+            NotUnderstoodError: There is no such chain.
         """
         chain = self._followed(self.content.get(name), _DEEPEST)
         if isinstance(chain, dict) and chain.get("_target_") in ("Compose", "monai.transforms.Compose"):
             chain = self._followed(chain.get("transforms"), _DEEPEST)
         if not isinstance(chain, list):
-            raise NotUnderstood(f"expected a list of transforms, got {_short(chain)}")
+            raise NotUnderstoodError(f"expected a list of transforms, got {_short(chain)}")
         return chain
 
     def plain(self, value: Any, depth: int = _DEEPEST) -> Any:
         """A value with its references followed and literal expressions read.
 
         Raises:
-            NotUnderstood: Something in it would have to be evaluated.
+            NotUnderstoodError: Something in it would have to be evaluated.
         """
         value = self._followed(value, depth)
         if isinstance(value, dict):
             if "_target_" in value:
-                raise NotUnderstood(f"an argument is the object {_short(value['_target_'])}")
+                raise NotUnderstoodError(f"an argument is the object {_short(value['_target_'])}")
             return {str(key): self.plain(inner, depth - 1) for key, inner in value.items()}
         if isinstance(value, list):
             return [self.plain(inner, depth - 1) for inner in value]
@@ -118,7 +118,7 @@ class Config:
     def _followed(self, value: Any, depth: int) -> Any:
         self._visited += 1
         if depth < 0 or self._visited > _MOST_VALUES:
-            raise NotUnderstood("its references run in circles, or multiply")
+            raise NotUnderstoodError("its references run in circles, or multiply")
         if not isinstance(value, str) or not value.startswith(("@", "$", "%")):
             return value
         if value.startswith("$@"):
@@ -138,7 +138,7 @@ class Config:
             elif isinstance(found, dict) and part in found:
                 found = found[part]
             else:
-                raise NotUnderstood(f"reference @{_short(path)} leads nowhere or needs evaluation")
+                raise NotUnderstoodError(f"reference @{_short(path)} leads nowhere or needs evaluation")
         return found
 
 
@@ -166,7 +166,7 @@ def read_config(bundle: Path) -> Config:
 
 
 def _refuse(value: str) -> Any:
-    raise NotUnderstood(f"expression {_short(value)} would have to be evaluated")
+    raise NotUnderstoodError(f"expression {_short(value)} would have to be evaluated")
 
 
 def _short(value: Any) -> str:

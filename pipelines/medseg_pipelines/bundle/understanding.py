@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from medseg.networks import network_names
-from medseg_pipelines.bundle.reading import Component, Config, NotUnderstood
+from medseg_pipelines.bundle.reading import Component, Config, NotUnderstoodError
 from medseg_pipelines.bundle.vendor import PACKAGE
 from medseg_pipelines.nets import MONAI_NETWORKS, MONAI_PREFIX
 
@@ -85,7 +85,7 @@ def _saving(part: Any) -> Component | None:
 def _network(config: Config, found: Understood) -> None:
     component = config.component(config.content.get("network_def"))
     if component is None:
-        raise NotUnderstood("it is switched off")
+        raise NotUnderstoodError("it is switched off")
     options = component.arguments
     place = f"{PACKAGE}.medseg.networks."
     own = component.target.removeprefix(place).split(".")[0].replace("_", "-")
@@ -94,31 +94,31 @@ def _network(config: Config, found: Understood) -> None:
         return
     if component.stock and component.name in MONAI_NETWORKS:
         if options.get("in_channels", 1) != 1:
-            raise NotUnderstood(f"it takes {options['in_channels']} channels, images here have one")
+            raise NotUnderstoodError(f"it takes {options['in_channels']} channels, images here have one")
         if options.get("spatial_dims", 3) != 3:
-            raise NotUnderstood(f"it works in {options['spatial_dims']} dimensions, volumes have three")
+            raise NotUnderstoodError(f"it works in {options['spatial_dims']} dimensions, volumes have three")
         found.network = {"name": MONAI_PREFIX + component.name, "options": options}
         return
-    raise NotUnderstood(f"network {component.target} is not on the list ({', '.join(sorted(MONAI_NETWORKS))})")
+    raise NotUnderstoodError(f"network {component.target} is not on the list ({', '.join(sorted(MONAI_NETWORKS))})")
 
 
 def _inferer(config: Config, found: Understood) -> None:
     component = config.component(config.content.get("inferer"))
     if component is not None and component.target == f"{_OURS}LabelInferer":
         given = component.arguments
-        found.table = given["table"]
+        found.table = _table(given.get("table"))
         found.inference = {key: given[key] for key in ("window", "overlap", "whole_window") if key in given}
         return
     if component is None or not component.stock or component.name != "SlidingWindowInferer":
-        raise NotUnderstood("only SlidingWindowInferer can be served")
+        raise NotUnderstoodError("only SlidingWindowInferer can be served")
     options = _only(component, {"roi_size", "overlap", "mode", "cval"}, ignored=_SLIDING)
     window, overlap = options.get("roi_size"), options.get("overlap", 0.25)
     if not isinstance(window, list) or len(window) != 3 or not all(isinstance(n, int) and n > 0 for n in window):
-        raise NotUnderstood(f"roi_size must be three positive integers, got {window}")
+        raise NotUnderstoodError(f"roi_size must be three positive integers, got {window}")
     if not isinstance(overlap, int | float) or not 0 <= overlap < 1:
-        raise NotUnderstood(f"overlap must be one number from 0 to below 1, got {overlap}")
+        raise NotUnderstoodError(f"overlap must be one number from 0 to below 1, got {overlap}")
     if options.get("cval", 0) != 0:
-        raise NotUnderstood("images are filled up with 0, not with another value")
+        raise NotUnderstoodError("images are filled up with 0, not with another value")
     found.inference = {"window": window, "overlap": overlap, "whole_window": True}
     found.notes.append("windows are laid evenly and blended with weights that fall towards their borders")
 
@@ -129,7 +129,7 @@ def _prepare(found: Understood, component: Component) -> None:
     if component.target == f"{_OURS}PrepareVolumed":
         given = {key: value for key, value in component.arguments.items() if key != "keys"}
         section.clear()
-        section.update({"foreground_margin": given.pop("margin"), **given})
+        section.update({"foreground_margin": given.pop("margin", None), **given})
         return
     if component.target == f"{_OURS}LoadVolumed":
         return
@@ -139,7 +139,7 @@ def _prepare(found: Understood, component: Component) -> None:
     if component.name == "Orientationd":
         given = _only(component, {"axcodes"}, ignored={"labels", "as_closest_canonical"})
         if given.get("axcodes") != "RAS":
-            raise NotUnderstood(f"orientation {given.get('axcodes')}, only RAS can be served")
+            raise NotUnderstoodError(f"orientation {given.get('axcodes')}, only RAS can be served")
         section["orientation"] = "RAS"
     elif component.name == "Spacingd":
         section["spacing"] = _spacing(component, section["intensity"])
@@ -147,19 +147,21 @@ def _prepare(found: Understood, component: Component) -> None:
     elif component.name in _INTENSITY:
         section["intensity"].append(_INTENSITY[component.name](component))
     else:
-        raise NotUnderstood(f"transform {component.name} is not known here")
+        raise NotUnderstoodError(f"transform {component.name} is not known here")
 
 
 def _spacing(component: Component, before: list[dict[str, Any]]) -> list[float]:
     if any(step["kind"] != "range" or step.get("clip") for step in before):
-        raise NotUnderstood("Spacingd after grey values were measured or clipped; only the other order can be served")
+        raise NotUnderstoodError(
+            "Spacingd after grey values were measured or clipped; only the other order can be served"
+        )
     ignored = {"align_corners", "padding_mode", "diagonal", "scale_extent", "recompute_affine", "ensure_same_shape"}
     given = _only(component, {"pixdim", "mode"}, ignored=ignored)
     spacing, mode = given.get("pixdim"), given.get("mode", "bilinear")
     if mode not in ("bilinear", ["bilinear"], 1):
-        raise NotUnderstood(f"interpolation {mode}, only bilinear can be served")
+        raise NotUnderstoodError(f"interpolation {mode}, only bilinear can be served")
     if not isinstance(spacing, list) or len(spacing) != 3 or not all(_positive(step) for step in spacing):
-        raise NotUnderstood(f"pixdim must be three positive lengths, got {spacing}")
+        raise NotUnderstoodError(f"pixdim must be three positive lengths, got {spacing}")
     return [float(step) for step in spacing]
 
 
@@ -173,7 +175,7 @@ def _range(component: Component) -> dict[str, Any]:
 def _percentiles(component: Component) -> dict[str, Any]:
     given = _only(component, {"lower", "upper", "b_min", "b_max", "clip", "relative"})
     if given.get("relative"):
-        raise NotUnderstood(f"{component.name} with relative")
+        raise NotUnderstoodError(f"{component.name} with relative")
     source = _numbers(component, given.get("lower"), given.get("upper"))
     target = _numbers(component, given.get("b_min"), given.get("b_max"))
     return {"kind": "percentiles", "source": source, "target": target, "clip": bool(given.get("clip", False))}
@@ -182,7 +184,7 @@ def _percentiles(component: Component) -> dict[str, Any]:
 def _extremes(component: Component) -> dict[str, Any]:
     given = _only(component, {"minv", "maxv", "factor"})
     if given.get("factor") is not None:
-        raise NotUnderstood(f"{component.name} with factor")
+        raise NotUnderstoodError(f"{component.name} with factor")
     return {"kind": "extremes", "target": _numbers(component, given.get("minv", 0.0), given.get("maxv", 1.0))}
 
 
@@ -192,7 +194,7 @@ def _standard(component: Component) -> dict[str, Any]:
     if mean is None and width is None:
         return {"kind": "z-score", "nonzero": bool(given.get("nonzero", False))}
     if given.get("nonzero") or not _positive(width):
-        raise NotUnderstood(f"{component.name} with these fixed numbers")
+        raise NotUnderstoodError(f"{component.name} with these fixed numbers")
     low, width = _numbers(component, mean or 0.0, width)
     return {"kind": "range", "source": [low, low + width], "target": [0.0, 1.0]}
 
@@ -212,30 +214,37 @@ def _finish(decided: list[str], component: Component) -> None:
     _require_key(component, "pred")
     if component.name == "Invertd":
         if component.arguments.get("transform") != "@preprocessing":
-            raise NotUnderstood("Invertd must undo @preprocessing")
+            raise NotUnderstoodError("Invertd must undo @preprocessing")
     elif component.name == "Activationsd":
         if not _only(component, {"softmax"}, ignored={"sigmoid"} - _set(component, "sigmoid")).get("softmax"):
-            raise NotUnderstood("only softmax can be served")
+            raise NotUnderstoodError("only softmax can be served")
     elif component.name == "AsDiscreted":
         if not _only(component, {"argmax"}).get("argmax"):
-            raise NotUnderstood("AsDiscreted must take the argmax")
+            raise NotUnderstoodError("AsDiscreted must take the argmax")
         decided.append("argmax")
     elif component.name not in _HARMLESS:
-        raise NotUnderstood(f"transform {component.name} is not known here")
+        raise NotUnderstoodError(f"transform {component.name} is not known here")
+
+
+def _table(value: Any) -> list[list[int]]:
+    rows = value if isinstance(value, list) else []
+    if not rows or not all(isinstance(row, list) and [type(entry) for entry in row] == [int, int] for row in rows):
+        raise NotUnderstoodError("table must hold a pair of label ids per class")
+    return rows
 
 
 def _require_key(component: Component, key: str) -> None:
     if not component.stock:
-        raise NotUnderstood(f"{component.target} is code of the bundle")
+        raise NotUnderstoodError(f"{component.target} is code of the bundle")
     if component.arguments.get("keys") not in (key, [key]):
-        raise NotUnderstood(f"{component.name} works on {component.arguments.get('keys')}, expected '{key}' alone")
+        raise NotUnderstoodError(f"{component.name} works on {component.arguments.get('keys')}, expected '{key}' alone")
 
 
 def _only(component: Component, known: Collection[str], *, ignored: Collection[str] = ()) -> dict[str, Any]:
     """The arguments that matter; any other that is set is not understood."""
     others = _set(component) - set(known) - set(ignored) - _UNIMPORTANT
     if others:
-        raise NotUnderstood(f"{component.name} with {', '.join(sorted(others))}")
+        raise NotUnderstoodError(f"{component.name} with {', '.join(sorted(others))}")
     return {key: value for key, value in component.arguments.items() if key in known}
 
 
@@ -247,7 +256,7 @@ def _set(component: Component, *names: str) -> set[str]:
 
 def _numbers(component: Component, *values: Any) -> list[float]:
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        raise NotUnderstood(f"{component.name} needs plain numbers, got {list(values)}")
+        raise NotUnderstoodError(f"{component.name} needs plain numbers, got {list(values)}")
     return [float(value) for value in values]
 
 
