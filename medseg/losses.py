@@ -46,3 +46,104 @@ def side_entropy(logit: Tensor, side: Tensor, *, ignore: int = 255) -> Tensor:
     if not bool(known.any()):
         return logit.sum() * 0
     return F.binary_cross_entropy_with_logits(logit[known].float(), side[known].to(torch.float32))
+
+
+def tversky_index(
+    probability: Tensor,
+    target: Tensor,
+    *,
+    false_positive: float = 0.5,
+    false_negative: float = 0.5,
+    smooth: float = 0.5,
+) -> Tensor:
+    """Overlap of probabilities with a mask, summed over everything given; Dice if not told otherwise.
+
+    Args:
+        probability: 0 to 1, any shape.
+        target: 0 or 1, same shape.
+        false_positive: What probability outside the mask counts in the denominator; 1 and 1 give the Jaccard index.
+        false_negative: What lacks inside the mask counts.
+        smooth: Added above and below the fraction; 0.5 here is the 1 of a Dice written with twice the overlap.
+
+    Returns:
+        Scalar, 0 to 1.
+    """
+    overlap = (probability * target).sum()
+    wrong = false_positive * (probability.sum() - overlap) + false_negative * (target.sum() - overlap)
+    return (overlap + smooth) / (overlap + wrong + smooth)
+
+
+def focal_entropy(
+    prediction: Tensor, target: Tensor, *, alpha: float = 0.8, gamma: float = 2.0, from_logits: bool = False
+) -> Tensor:
+    """Mean binary cross entropy E as alpha (1 - exp(-E))^gamma E: it weighs the whole batch, not its pixels.
+
+    Args:
+        prediction: Probabilities, or logits if `from_logits`; any shape.
+        target: 0 or 1, same shape.
+        alpha: Factor.
+        gamma: How much a small entropy is made smaller.
+        from_logits: Whether `prediction` stands before the sigmoid.
+
+    Returns:
+        Scalar in nats.
+    """
+    entropy = _binary_entropy(prediction, target, from_logits)
+    return alpha * (1 - (-entropy).exp()) ** gamma * entropy
+
+
+def dice_and_focal(
+    prediction: Tensor,
+    target: Tensor,
+    *,
+    dice_weight: float = 0.8,
+    alpha: float = 0.8,
+    gamma: float = 2.0,
+    from_logits: bool = True,
+    each_sample: bool = False,
+) -> Tensor:
+    """HER-Seg's training loss: `dice_weight` (1 - Dice) and the rest of the weight on `focal_entropy`.
+
+    Args:
+        prediction: (B, ...), logits, or probabilities if not `from_logits`.
+        target: 0 or 1, same shape.
+        dice_weight: 0 to 1.
+        alpha: Of the focal term.
+        gamma: Of the focal term.
+        from_logits: Whether `prediction` stands before the sigmoid.
+        each_sample: Take both terms per sample and average them; the published code takes the batch as one.
+
+    Returns:
+        Scalar.
+    """
+    options = {"alpha": alpha, "gamma": gamma, "from_logits": from_logits}
+    if each_sample:
+        pairs = zip(prediction, target, strict=True)
+        return torch.stack([dice_and_focal(x, t, dice_weight=dice_weight, **options) for x, t in pairs]).mean()
+    dice = tversky_index(_probability(prediction, from_logits), target.float())
+    return dice_weight * (1 - dice) + (1 - dice_weight) * focal_entropy(prediction, target, **options)
+
+
+def dice_and_binary_entropy(prediction: Tensor, target: Tensor, *, from_logits: bool = False) -> Tensor:
+    """FSG-Net's training loss of one output: mean binary cross entropy plus 1 - Dice, the batch taken as one.
+
+    Args:
+        prediction: Probabilities, or logits if `from_logits`; any shape.
+        target: 0 or 1, same shape.
+        from_logits: Whether `prediction` stands before the sigmoid.
+
+    Returns:
+        Scalar.
+    """
+    dice = tversky_index(_probability(prediction, from_logits), target.float())
+    return _binary_entropy(prediction, target, from_logits) + 1 - dice
+
+
+def _probability(prediction: Tensor, from_logits: bool) -> Tensor:
+    return prediction.float().sigmoid() if from_logits else prediction.float()
+
+
+def _binary_entropy(prediction: Tensor, target: Tensor, from_logits: bool) -> Tensor:
+    """Mean over everything in nats, in float32."""
+    loss = F.binary_cross_entropy_with_logits if from_logits else F.binary_cross_entropy
+    return loss(prediction.float(), target.float())

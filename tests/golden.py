@@ -18,12 +18,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import golden_kinds
+import golden_kinds_db_sam
+import golden_kinds_disgan
+import golden_kinds_her_seg
 import torch
 from golden_vectors import KINDS, UninterpretableError, compare, read
 
 from medseg_kernels.dispatch import INTERPRETED
 
-SYSTEMS = (golden_kinds,)  # modules that register their kinds by being imported
+# Modules that register their kinds by being imported.
+SYSTEMS = (
+    golden_kinds,
+    golden_kinds_disgan,
+    golden_kinds_her_seg,
+)
 
 
 def check(path: Path, device: str = "cpu") -> tuple[float, str]:

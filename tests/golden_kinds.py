@@ -10,10 +10,9 @@ import re
 
 import torch
 from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from medseg.networks import db_sam, disgan, fsg_net, her_seg, rat, sam, sam2_sgp
+from medseg.networks import db_sam, disgan, fsg_net, rat, sam, sam2_sgp
 from medseg.networks.blocks import ChannelNorm
 from medseg_kernels import box_sum, deform_sample
 
@@ -113,39 +112,6 @@ def deformable_attention(vector: Vector) -> Tensors:
         return {"y": y, "sampling_locations": locations, "attention_weights": weights}
 
     return with_gradients(vector, module, run)
-
-
-@kind("her-seg", lambda vector: {"qk.weight", "lepe.weight", "up_proj.weight"} <= vector.state.keys())
-def her_seg_attention(vector: Vector) -> Tensors:
-    dim, heads = vector.state["down_proj.weight"].shape[0], vector.config["num_heads"]
-    grid = (vector.config["resolution"][0], vector.config["resolution"][1])
-    module = her_seg.DualGatedLinearAttention(dim, heads, grid, bias="qk.bias" in vector.state)
-    vector.load(module)
-
-    def split(x: Tensor) -> Tensor:
-        return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-    def turn(x: Tensor) -> Tensor:
-        pairs = torch.view_as_complex(x.unflatten(2, (-1, 2)).contiguous())
-        return torch.view_as_real(pairs * torch.view_as_complex(module.rope(grid))).flatten(2)
-
-    def run(x: Tensors) -> Tensors:
-        q, k = (F.elu(each) + 1 for each in module.qk(x["x"]).chunk(2, dim=2))
-        v = module.values(x["x"])
-        state = split(turn(k)).mT @ split(v) / v.shape[1]
-        normaliser = split(q) @ split(k).mean(2)[..., None] + 1e-6
-        inner = {"phi_q": q, "phi_k": k, "v": v, "q_rope": split(turn(q)), "kv": state, "z": 1 / normaliser}
-        return inner | {"y": module(x["x"])}
-
-    return with_gradients(vector, module, run)
-
-
-@kind("her-seg", weights("norm1", "act_proj", "attn", "out_proj", "norm2", "mlp"))
-def her_seg_block(vector: Vector) -> Tensors:
-    dim, ratio = vector.state["mlp.fc2.weight"].shape
-    grid = (vector.config["resolution"][0], vector.config["resolution"][1])
-    module = vector.load(her_seg.Block(dim, vector.config["num_heads"], grid, mlp_ratio=ratio / dim))
-    return with_gradients(vector, module, lambda x: {"y": module(x["x"])})
 
 
 @kind("sam2-sgp", weights("self_attn", "cross_attn_image"))

@@ -8,6 +8,8 @@ from importlib import import_module
 from torch import nn
 
 _NETWORKS = {
+    "disgan": ("medseg.networks.disgan", "Generator"),
+    "her-seg": ("medseg.networks.her_seg", "HERSeg"),
     "wau": ("medseg.networks.wau", "WAUNet"),
 }
 
