@@ -36,6 +36,8 @@ _ENVIRONMENT = {
     "GRADIO_ANALYTICS_ENABLED": "0",
 }
 
+MEASURES = "Measures"
+
 app = typer.Typer(
     name="medseg",
     help="Segment medical volumes on their own voxel grid. Research use only, not a medical device.",
@@ -151,9 +153,16 @@ def info(
 @answering
 def evaluate(
     prediction: Annotated[
-        Path, typer.Argument(metavar="PRED", help="A label map, or a result folder.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="PRED",
+            help="A volume, a result folder, a folder of these, or a CSV table (prediction, reference[, case]).",
+            show_default=False,
+        ),
     ],
-    reference: Annotated[Path, typer.Argument(metavar="REF", help="The reference, likewise.", show_default=False)],
+    reference: Annotated[
+        Path | None, typer.Argument(metavar="[REF]", help="The reference, likewise; none for a table.")
+    ] = None,
     mapping: Annotated[
         str | None,
         typer.Option(
@@ -163,18 +172,59 @@ def evaluate(
             rich_help_panel=INPUT,
         ),
     ] = None,
+    kind: Annotated[
+        str, typer.Option(help="labels, image, or auto: what the voxels look like.", rich_help_panel=INPUT)
+    ] = "auto",
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring the reference to the grid of PRED.", rich_help_panel=INPUT)
     ] = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.", rich_help_panel=OUTPUT)] = False,
+    allow_unpaired: Annotated[
+        bool, typer.Option("--allow-unpaired", help="Leave out cases of one folder only.", rich_help_panel=INPUT)
+    ] = False,
+    time_point: TimePoint = None,
+    tolerance: Annotated[
+        float, typer.Option(help="mm that a surface may be off in the NSD.", rich_help_panel=MEASURES)
+    ] = 1.0,
+    data_range: Annotated[
+        float | None,
+        typer.Option(help="Of PSNR, SSIM, NRMSE; default: max - min of REF.", rich_help_panel=MEASURES),
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(help="Bootstrap draws for the intervals.", min=100, max=100_000, rich_help_panel=MEASURES)
+    ] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0, rich_help_panel=MEASURES)] = 0,
+    out: Out = None,
+    overwrite: Overwrite = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV, one row per case.", rich_help_panel=OUTPUT)] = False,
     json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Compare a label map with a reference: Dice, HD95 in mm and volume error per structure."""
+    """Compare volumes with references: one pair, two folders paired by file name, or a table.
+
+    Labels: Dice, NSD, HD95, ASD, volume error per structure. Images: PSNR, SSIM, NRMSE. Means over several cases come
+    with bootstrap intervals; -o writes the figures and a picture.
+    """
     from medseg_app.commands import evaluate
 
-    form = "json" if json else "csv" if csv else "table"
-    return evaluate.run(prediction, reference, mapping=mapping, resample=resample, form=form)
+    request = evaluate.Request(
+        prediction=prediction,
+        reference=reference,
+        mapping=mapping,
+        kind=kind,
+        time_point=time_point,
+        resample=resample,
+        allow_unpaired=allow_unpaired,
+        tolerance=tolerance,
+        data_range=data_range,
+        resamples=resamples,
+        seed=seed,
+        out=out,
+        overwrite=overwrite,
+        form="json" if json else "csv" if csv else "table",
+        quiet=quiet,
+    )
+    return evaluate.run(request)
 
 
 @app.command()

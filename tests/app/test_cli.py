@@ -11,7 +11,6 @@ from tiny_model import head
 
 from medseg.errors import UsageError
 from medseg.io import write
-from medseg.volume import Volume
 from medseg_app.options import parse_size
 
 from .conftest import Call
@@ -83,31 +82,6 @@ def test_images_outside_the_scope_are_refused(call: Call, tmp_path: Path) -> Non
         assert "--force-scope" in answer.stderr
         assert len(answer.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["ct.nii.gz"]
-
-
-def test_evaluate_prints_table_json_and_csv(call: Call, tmp_path: Path) -> None:
-    voxels = np.zeros((20, 20, 20), np.uint8)
-    voxels[4:12, 4:12, 4:12] = 1
-    write(Volume(voxels, np.eye(4), kind="labels"), tmp_path / "a.nii.gz")
-    write(Volume(np.roll(voxels, 2, axis=0), np.eye(4), kind="labels"), tmp_path / "b.nii.gz")
-    paths = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
-    table = call("evaluate", *paths)
-    assert "0.750" in table.stdout
-    assert "in only one of them its Dice is 0" in table.stdout
-    content = json.loads(call("evaluate", *paths, "--json").stdout)
-    assert content["structures"][0]["hd95_mm"] == 2.0
-    assert call("evaluate", *paths, "--csv").stdout.splitlines()[1].startswith("label 1,0.75,2.0,")
-
-
-def test_evaluate_refuses_other_grids(call: Call, tmp_path: Path) -> None:
-    labels = np.ones((8, 8, 8), np.uint8)
-    labels[0] = 0
-    write(Volume(labels, np.eye(4), kind="labels"), tmp_path / "a.nii.gz")
-    write(Volume(labels, np.diag([2.0, 1.0, 1.0, 1.0]), kind="labels"), tmp_path / "b.nii.gz")
-    refused = call("evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
-    assert refused.exit_code == 3
-    assert "--resample" in refused.stderr
-    assert call("evaluate", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", "--resample").exit_code == 0
 
 
 @pytest.mark.parametrize(

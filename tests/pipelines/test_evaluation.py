@@ -1,6 +1,5 @@
 """Label maps against references: names, groups, grids and empty structures."""
 
-import json
 import math
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from medseg.errors import InputRefused, UsageError
 from medseg.geometry import to_ras
 from medseg.volume import Volume
-from medseg_pipelines.evaluation import Name, as_csv, as_json, evaluate
+from medseg_pipelines.evaluation import Name, evaluate, evaluate_images
 
 NAMES = (
     Name(id=1, name="left cortex", structure="cortex"),
@@ -30,7 +29,8 @@ def test_equal_ids_without_a_map() -> None:
     scores = {score.name: score for score in found.scores}
     assert scores["left cortex"].dice == 1.0
     assert scores["left cortex"].ml == pytest.approx(0.288)
-    assert (scores["label 7"].dice, scores["label 7"].hd95_mm) == (0.0, math.inf)
+    alone = scores["label 7"]
+    assert (alone.dice, alone.nsd, alone.hd95_mm, alone.asd_mm) == (0.0, 0.0, math.inf, math.inf)
     assert math.isnan(scores["brainstem"].dice)
     assert (found.counted, found.mean_dice, found.mean_hd95_mm) == (2, 0.5, 0.0)
 
@@ -49,7 +49,8 @@ def test_map_merges_sides_and_leaves_out() -> None:
     [
         ({"16": "brain stem"}, "did you mean 'brainstem'"),
         ({"x": "brainstem"}, "keys must be reference ids"),
-        ({"3": "cortex", "4": "left cortex"}, "must belong to one row"),
+        ({"3": "cortex", "4": "left cortex"}, "our label 1 must belong to one row"),
+        ({"3-9": "cortex", "4": "brainstem"}, "reference id 4 must belong to one row"),
     ],
 )
 def test_wrong_maps(mapping: dict[str, str], words: str) -> None:
@@ -77,11 +78,40 @@ def test_other_grids_are_refused_or_resampled() -> None:
         evaluate(ours, theirs)
     found = evaluate(ours, theirs, resample=True)
     assert found.mean_dice == 1.0
-    assert "resampled" in found.notes[-1]
+    assert "resampled by nearest neighbour" in found.notes[-2]
+    assert found.notes[-1].startswith("5.0% of the prediction lies outside")
+    far = Volume(theirs.voxels, np.diag([2.0, 1.0, 1.0, 1.0]) + np.pad([[500.0]], ((0, 3), (3, 0))), kind="labels")
+    with pytest.raises(InputRefused, match="share no point"):
+        evaluate(ours, far, resample=True)
 
 
-def test_files_hold_no_nan() -> None:
-    found = evaluate(_volume({1: slice(2, 6)}), _volume({2: slice(2, 6)}), names=NAMES)
-    content = json.loads(json.dumps(as_json(found), allow_nan=False))
-    assert [entry["hd95_mm"] for entry in content["structures"]] == ["inf", "inf", None]
-    assert as_csv(found).splitlines()[1].startswith("left cortex,0.0,inf,0.288,0.0,")
+def test_tolerance_decides_what_is_near() -> None:
+    ours, theirs = _volume({1: slice(2, 6)}), _volume({1: slice(2, 7)})  # 2 mm apart at one end
+    assert evaluate(ours, theirs, tolerance=2.0).mean_nsd == 1.0
+    found = evaluate(ours, theirs, tolerance=1.9)
+    assert found.mean_nsd < 1.0
+    assert "within 1.9 mm" in found.notes[1]
+
+
+def test_images_on_one_grid_and_resampled() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(24, 16, 16)).astype(np.float32)
+    reference = Volume(values, np.diag([2.0, 1.0, 1.0, 1.0]))
+    noisy = reference.with_voxels(values + np.float32(0.1))
+    found = evaluate_images(noisy, reference)
+    assert found.data_range == pytest.approx(float(np.ptp(values)))
+    assert found.nrmse == pytest.approx(0.1 / found.data_range, rel=1e-5)
+    assert found.psnr_db == pytest.approx(-20 * math.log10(found.nrmse))
+    assert evaluate_images(noisy, reference, data_range=10.0).nrmse == pytest.approx(0.01, rel=1e-5)
+    part = Volume(values[4:], reference.affine + np.pad([[8.0]], ((0, 3), (3, 0))))
+    with pytest.raises(InputRefused, match="--resample"):
+        evaluate_images(noisy, part)
+    moved = evaluate_images(noisy, part, data_range=10.0, resample=True)
+    assert moved.nrmse == pytest.approx(0.01, rel=1e-5)
+    assert "outside the reference" in moved.notes[-1]
+
+
+def test_a_constant_reference_has_no_data_range() -> None:
+    flat = Volume(np.ones((12, 12, 12)), np.eye(4))
+    with pytest.raises(InputRefused, match="must have contrast"):
+        evaluate_images(flat, flat)
