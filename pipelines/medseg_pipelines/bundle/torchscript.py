@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def save_script(network: nn.Module, path: Path, *, window: Sequence[int], extra:
     sample, other = (torch.rand((1, 1, *window), generator=generator) for _ in range(2))
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # every shape that becomes a constant: the window is one
-        recorded = torch.jit.trace(network, sample, check_trace=False)
+        recorded = cast(nn.Module, torch.jit.trace(network, sample, check_trace=False))
         found, expected = recorded(other), network(other)
     if float((found - expected).abs().max()) > _TOLERANCE * float(expected.abs().max()):
         raise MedsegError("export: the recorded network must give what the network gives, it does not; report it")
