@@ -117,8 +117,8 @@ def surface_distances(mask: Mask, reference: Mask, spacing: tuple[float, ...]) -
     if not (mask.any() and reference.any()):
         return SurfaceDistances(none, none, math.inf if mask.any() or reference.any() else math.nan)
     box = ndimage.find_objects((mask | reference).view(np.uint8))[0]  # distances outside the box are never asked for
-    surfaces = [part[box] & ~ndimage.binary_erosion(part[box]) for part in (mask, reference)]
-    return SurfaceDistances(*(_distances(a, b, spacing) for a, b in (surfaces, surfaces[::-1])))
+    ours, theirs = (_surface(part[box]) for part in (mask, reference))
+    return SurfaceDistances(_distances(ours, theirs, spacing), _distances(theirs, ours, spacing))
 
 
 def psnr(image: np.ndarray, reference: np.ndarray, data_range: float) -> float:
@@ -191,6 +191,10 @@ def _ssim_map(image: np.ndarray, reference: np.ndarray, data_range: float) -> ND
     c1, c2 = (_C1 * data_range) ** 2, (_C2 * data_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return luminance * (2 * covariance + c2) / (variances + c2)
+
+
+def _surface(mask: Mask) -> Mask:
+    return mask & np.logical_not(ndimage.binary_erosion(mask))
 
 
 def _distances(start: Mask, goal: Mask, spacing: tuple[float, ...]) -> NDArray[np.float64]:

@@ -131,7 +131,7 @@ def looks_like_labels(voxels: np.ndarray) -> bool:
     first, second = voxels[:-1], voxels[1:]
     foreground = (first > 0) & (second > 0)
     same = np.count_nonzero((first == second) & foreground)
-    return same >= _SAME_AS_NEIGHBOUR * np.count_nonzero(foreground)
+    return bool(same >= _SAME_AS_NEIGHBOUR * np.count_nonzero(foreground))
 
 
 def _read(path: Path, kind: WantedKind, time_point: int | None) -> Volume:
