@@ -56,13 +56,28 @@ def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise ModelMissing(f"weights '{path.name}' must have sha256 {sha256[:12]}..., got {found[:12]}...; reinstall")
     try:
-        state, wanted = load_file(path), network.state_dict()
+        state = load_file(path)
     except SafetensorError as error:
         raise ModelMissing(f"weights '{path.name}' are damaged ({error}); reinstall") from None
+    fill(network, state, f"weights '{path.name}'")
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], source: str = "these weights") -> None:
+    """Fill a network with parameters and buffers by name; every name and every shape must match.
+
+    Args:
+        network: Its parameters keep their dtype.
+        state: By the names of the network.
+        source: What an error calls them.
+
+    Raises:
+        ModelMissing: Names or shapes are not the network's; the message lists them.
+    """
+    wanted = network.state_dict()
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unknown:
-        raise ModelMissing(f"weights '{path.name}' do not fit the network: missing {missing}, unknown {unknown}")
+        raise ModelMissing(f"{source} do not fit the network: missing {missing}, unknown {unknown}")
     wrong = [name for name, value in state.items() if value.shape != wanted[name].shape]
     if wrong:
-        raise ModelMissing(f"weights '{path.name}' do not fit the network: shapes differ in {wrong}")
+        raise ModelMissing(f"{source} do not fit the network: shapes differ in {wrong}")
     network.load_state_dict(state)

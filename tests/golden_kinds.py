@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 
-import torch
 from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
 from torch import nn
 
-from medseg.networks import db_sam, disgan, fsg_net, rat, sam, sam2_sgp
+from medseg.networks import db_sam, disgan, rat, sam, sam2_sgp
 from medseg.networks.blocks import ChannelNorm
-from medseg_kernels import box_sum, deform_sample
+from medseg_kernels import deform_sample
 
 
 @kind("rat", weights("qkv", "project_out", inputs="region_map"))
@@ -132,28 +131,6 @@ def rope_attention(vector: Vector) -> Tensors:
         return {"self": alone(x["x"], x["x"], x["x"]), "cross": memory, "rotary_cos": cos, "rotary_sin": sin}
 
     return with_gradients(vector, net, run)
-
-
-@kind("fsg-net", lambda vector: not vector.state and all(re.fullmatch(r"r\d+", key) for key in vector.inputs))
-def fsg_net_box_sum(vector: Vector) -> Tensors:
-    found = {}
-    for key, x in vector.inputs.items():
-        found[key] = box_sum(x, int(key[1:]))
-        found[f"{key}_count"] = box_sum(torch.ones_like(x[:1, :1]), int(key[1:]))
-    return found
-
-
-@kind("fsg-net", lambda vector: not vector.state and {"lr_x", "lr_y", "hr_x", "l_a"} <= vector.inputs.keys())
-def fsg_net_guided_filter(vector: Vector) -> Tensors:
-    options = {"radius": vector.config.get("radius", 2), "eps": vector.config.get("eps", 1e-2)}
-    alone = fsg_net.GuidedFilter(**options)
-    coupled = fsg_net.GuidedFilter(**options, batch_coupled=True)
-
-    def run(x: Tensors) -> Tensors:
-        maps = [x[name] for name in ("lr_x", "lr_y", "hr_x", "l_a")]
-        return {"y": coupled(*maps), "y_each_sample_alone": alone(*maps)}
-
-    return as_float64(with_gradients(vector, None, run))
 
 
 @kind("disgan", lambda vector: not vector.state and any(re.fullmatch(r"coef\d*", key) for key in vector.outputs))

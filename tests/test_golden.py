@@ -18,7 +18,7 @@ MET = [
     *(f"rat/{number:02d}_*" for number in range(1, 9)),
     *("db-sam/sam_attention_*", "db-sam/sam_block_*", "db-sam/deform_*"),
     *("her-seg/*", "sam2-sgp/rope_attention*"),
-    *("fsg-net/01_*", "fsg-net/02_*", "fsg-net/03_*", "disgan/dwt3*", "disgan/dwt_conv_unit*"),
+    *("fsg-net/*", "disgan/dwt3*", "disgan/dwt_conv_unit*"),
 ]
 needs_vectors = pytest.mark.skipif(not SHARED.is_dir(), reason="the golden vectors ../shared/golden are not here")
 FILES = [file for pattern in MET for file in sorted(SHARED.glob(f"{pattern}.safetensors"))]

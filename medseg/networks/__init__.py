@@ -8,8 +8,11 @@ from importlib import import_module
 from torch import nn
 
 _NETWORKS = {
+    "db-sam": ("medseg.networks.db_sam", "DbSam"),
     "disgan": ("medseg.networks.disgan", "Generator"),
+    "fsg-net": ("medseg.networks.fsg_net", "FSGNet"),
     "her-seg": ("medseg.networks.her_seg", "HERSeg"),
+    "sam": ("medseg.networks.sam", "Sam"),
     "wau": ("medseg.networks.wau", "WAUNet"),
 }
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
-from medseg.networks.blocks import ChannelNorm, interpolate_to
+from medseg.networks.blocks import ChannelNorm, conv_norm, interpolate_to
 from medseg.networks.her_seg_decoder import MaskDecoder, PromptEncoder
+from medseg.weights import fill
 from medseg_kernels import linear_attention
 
 PATCH = 16  # pixels per side of a cell
@@ -160,12 +161,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, h, w) to (B, C_out, h, w)."""
-        mean, var = self.bn.running_mean, self.bn.running_var
-        if self.training or mean is None or var is None:
-            return self.bn(self.c(x))
-        slope = self.bn.weight * (var + self.bn.eps).rsqrt()
-        weight, bias = self.c.weight * slope[:, None, None, None], self.bn.bias - mean * slope
-        return F.conv2d(x, weight, bias, padding=self.c.padding, groups=self.c.groups)
+        return conv_norm(x, self.c, self.bn)
 
 
 class InvertedResidual(nn.Module):
@@ -376,9 +372,5 @@ def load_published(network: HERSeg, state: Mapping[str, Tensor]) -> list[str]:
     wanted = network.state_dict()
     pretrained = {name for name in wanted if name.startswith(("image_encoder.", "neck."))}
     kept = sorted(wanted.keys() - pretrained) if named.keys() <= pretrained else []
-    missing, unknown = sorted(wanted.keys() - named.keys() - set(kept)), sorted(named.keys() - wanted.keys())
-    wrong = sorted(name for name, x in named.items() if name in wanted and x.shape != wanted[name].shape)
-    if missing or unknown or wrong:
-        raise ModelMissing(f"no HER-Seg of this size: missing {missing}, unknown {unknown}, other shapes {wrong}")
-    network.load_state_dict(named, strict=not kept)
+    fill(network, named | {name: wanted[name] for name in kept})
     return kept
