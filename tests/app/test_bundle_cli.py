@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo_bundles import build_zoo_bundle
+from zoo_bundles import build_zoo_bundle, config, write_config
 
 from medseg_pipelines.bundle import check
 from medseg_pipelines.bundle.check import Point, Report
@@ -22,6 +22,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_imported_bundle_segments_by_its_name(call: Call, scan: Path, tmp_path: Path) -> None:
     bundle = build_zoo_bundle(tmp_path / "zoo")
+    write_config(bundle, {**config("UNet"), "pixdim": [8.0, 8.0, 8.0]})  # few windows
     told = json.loads(call("bundle", "import", bundle, "--name", "organs", "--json").stdout)
     assert told["model"] == "organs"
     answer = call("infer", scan, "-m", "organs", "-o", tmp_path / "out", "--json")
