@@ -13,6 +13,7 @@ _NETWORKS = {
     "fsg-net": ("medseg.networks.fsg_net", "FSGNet"),
     "her-seg": ("medseg.networks.her_seg", "HERSeg"),
     "sam": ("medseg.networks.sam", "Sam"),
+    "rat": ("medseg.networks.rat", "RAT"),
     "wau": ("medseg.networks.wau", "WAUNet"),
 }
 
