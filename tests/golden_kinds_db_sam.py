@@ -46,12 +46,15 @@ def sam_model(vector: Vector) -> Tensors:
         grid = (embeddings.shape[2], embeddings.shape[3])
         found = {"image_embeddings": embeddings, "dense_pe": network.prompt_encoder.dense_pe(grid)}
         for name, (number, prompts) in calls.items():
+            if f"{name}.low_res_logits" not in vector.outputs:
+                continue
             answer = network.decode(embeddings[number : number + 1], **prompts)
             prompts.pop("multimask", None)
             padded = tuple(x[images[number]].shape[-2:])
             found |= {f"{name}.low_res_logits": answer.logits, f"{name}.iou": answer.iou}
             found[f"{name}.sparse"] = network.prompt_encoder(grid, **prompts)[0]
-            found[f"{name}.logits_original"] = network.enlarge(answer.logits, padded, tuple(originals[name]))
+            original = tuple(originals.get(name, padded))
+            found[f"{name}.logits_original"] = network.enlarge(answer.logits, padded, original)
     return found
 
 
@@ -115,7 +118,9 @@ def db_sam_spatial_prior(vector: Vector) -> Tensors:
     first = f"lcb{levels[0]}"
     widths = [len(state[f"{first}.{number}.conv.weight"]) for number in (1, 3, 5)]
     side, found = vector.inputs["x"].shape[2], {}
-    pyramid = [side // int(config["pyramid_sizes"].get(str(level), side)) for level in range(1, 5)]
+    sizes = config["pyramid_sizes"]
+    sizes = sizes if isinstance(sizes, dict) else {str(level): size for level, size in enumerate(sizes, start=1)}
+    pyramid = [side // sizes.get(str(level), side) for level in range(1, 5)]
     for antialias, ending in ((True, ""), (False, ".no_antialias")):
         options = {"pyramid": pyramid, "antialias": antialias}
         module = vector.load(db_sam_branch.SpatialPrior(len(state[f"{first}.8.weight"]), levels, widths, **options))

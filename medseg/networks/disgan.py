@@ -272,7 +272,7 @@ class Discriminator(nn.Module):
         if any(side % 64 for side in x.shape[2:]):
             raise ValueError(f"x must have sides that are multiples of 64, got {tuple(x.shape[2:])}")
         full = self.bn1(self.initial_conv(x))
-        low, high = self.DWT_down_0(x)  # of the raw volume
+        low, high = self.get_submodule("DWT_down_0")(x)  # of the raw volume
         stage = torch.cat((self.layer1(full), low), dim=1)
         skips = []
         for k in range(2, 7):

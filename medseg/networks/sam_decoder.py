@@ -126,7 +126,7 @@ class PromptEncoder(nn.Module):
         if points is not None:
             tokens.append(self._points(*points, grid, padded=boxes is None))
         if boxes is not None:
-            corners = torch.stack([self.point_embeddings[index].weight[0] for index in (2, 3)])
+            corners = torch.cat([self.get_parameter(f"point_embeddings.{index}.weight") for index in (2, 3)])
             tokens.append(self._places(boxes.unflatten(1, (2, 2)), grid) + corners)
         nothing = self.no_mask_embed.weight
         sparse = torch.cat(tokens, dim=1) if tokens else nothing.new_zeros(1, 0, nothing.shape[1])
@@ -176,8 +176,8 @@ class DecoderAttention(nn.Module):
             return self._few_queries(q, k, v)
         if rows < self.inner and q.shape[1] > k.shape[1]:
             return self._few_keys(q, k, v)
-        parts = (self._heads(proj(x)) for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
-        return self.out_proj(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        q, k, v = (self._heads(proj(x)) for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     def _few_queries(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(q Wk) k^T instead of q (k Wk)^T, and (A v) Wv instead of A (v Wv).
