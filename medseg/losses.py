@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medseg.regions import region_mean
+
 
 def dice_and_cross_entropy(logits: Tensor, target: Tensor, *, ignore: int = 255, smooth: float = 1.0) -> Tensor:
     """Soft Dice averaged over the classes that occur, plus cross entropy averaged over the voxels.
@@ -147,3 +149,38 @@ def _binary_entropy(prediction: Tensor, target: Tensor, from_logits: bool) -> Te
     """Mean over everything in nats, in float32."""
     loss = F.binary_cross_entropy_with_logits if from_logits else F.binary_cross_entropy
     return loss(prediction.float(), target.float())
+
+
+def focal_region_loss(prediction: Tensor, target: Tensor, regions: Tensor, *, beta: float = 1e-3) -> Tensor:
+    """RAT's training loss: absolute error, weighed up in regions where it is large.
+
+    A region's weight is its mean error over pixels and channels, divided by the largest of the whole batch; no gradient
+    flows through it. Where nothing is wrong the loss is 0 (published: not a number).
+
+    Args:
+        prediction: (B, C, H, W).
+        target: Same shape.
+        regions: Region ids at full resolution, (B, H, W).
+        beta: How much heavier the worst region counts; 1e-3 in the published training.
+
+    Returns:
+        Scalar, in units of the images.
+    """
+    error = (prediction - target).abs()
+    mean = region_mean(error.detach().mean(1), regions)
+    weight = mean / mean.max().clamp(min=torch.finfo(mean.dtype).tiny)
+    return (error * (1 + beta * weight[:, None])).mean()
+
+
+def charbonnier_loss(prediction: Tensor, target: Tensor, *, eps: float = 1e-3) -> Tensor:
+    """Mean of sqrt(difference^2 + eps^2): an absolute error that is smooth at 0.
+
+    Args:
+        prediction: Any shape.
+        target: Same shape.
+        eps: Where the curve turns from round to straight, in units of the images.
+
+    Returns:
+        Scalar.
+    """
+    return ((prediction - target).square() + eps**2).sqrt().mean()

@@ -214,3 +214,17 @@ def _require_images(image: np.ndarray, reference: np.ndarray, data_range: float)
         raise ValueError(f"images must hold voxels, got shape {image.shape}")
     if not (math.isfinite(data_range) and data_range > 0):
         raise ValueError(f"data range must be finite and positive, got {data_range}")
+
+
+def eight_bit(image: np.ndarray) -> NDArray[np.uint8]:
+    """Grey levels 0 to 255 of an image from 0 to 1; what lies outside is cut off, halves go to the even level."""
+    return np.rint(np.clip(image.astype(np.float64), 0, 1) * 255).astype(np.uint8)
+
+
+def luma(levels: np.ndarray) -> NDArray[np.float64]:
+    """BT.601 luma, 16 to 235, of grey levels 0 to 255.
+
+    Differences shrink to 219/255, which adds 1.322 dB to a PSNR with a data range of 255: published figures that were
+    taken on luma can only be compared with figures taken on it.
+    """
+    return 16 + levels.astype(np.float64) * (219 / 255)

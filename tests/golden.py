@@ -20,7 +20,9 @@ from pathlib import Path
 import golden_kinds
 import golden_kinds_db_sam
 import golden_kinds_disgan
+import golden_kinds_fsg_net
 import golden_kinds_her_seg
+import golden_kinds_rat
 import torch
 from golden_vectors import KINDS, UninterpretableError, compare, read
 
@@ -29,8 +31,11 @@ from medseg_kernels.dispatch import INTERPRETED
 # Modules that register their kinds by being imported.
 SYSTEMS = (
     golden_kinds,
+    golden_kinds_db_sam,
     golden_kinds_disgan,
+    golden_kinds_fsg_net,
     golden_kinds_her_seg,
+    golden_kinds_rat,
 )
 
 

@@ -8,57 +8,11 @@ from __future__ import annotations
 
 import re
 
-from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
+from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from torch import nn
 
-from medseg.networks import db_sam, disgan, rat, sam, sam2_sgp
-from medseg.networks.blocks import ChannelNorm
+from medseg.networks import db_sam, disgan, sam, sam2_sgp
 from medseg_kernels import deform_sample
-
-
-@kind("rat", weights("qkv", "project_out", inputs="region_map"))
-def rat_region_attention(vector: Vector) -> Tensors:
-    channels, heads = vector.state["project_out.weight"].shape[0], vector.config["num_heads"]
-    module = vector.load(rat.RegionAttention(channels, heads))
-    regions = vector.inputs["region_map"].long()
-    found = with_gradients(vector, module, lambda x: {"y": module(x["x"], regions)})
-    flat = regions.flatten(1)
-    found["additive_mask"] = (flat[:, :, None] != flat[:, None]) * vector.config.get("mask_value", -1000.0)
-    return as_float64(found)
-
-
-@kind("rat", weights("qkv", "proj_out"))
-def rat_window_attention(vector: Vector) -> Tensors:
-    config = vector.config
-    channels = vector.state["proj_out.weight"].shape[0]
-    module = vector.load(rat.WindowAttention(channels, config["num_heads"], config["window_size"]))
-    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["x"])}))
-
-
-@kind("rat", weights("weight", "bias"))
-def rat_channel_norm(vector: Vector) -> Tensors:
-    module = vector.load(ChannelNorm(len(vector.state["weight"]), eps=vector.config["eps"]))
-    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["x"])}))
-
-
-@kind("rat", lambda vector: "sca.1.weight" in vector.state)
-def rat_conv_block(vector: Vector) -> Tensors:
-    module = vector.load(rat.ConvBlock(vector.state["beta"].shape[1]))
-    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["inp"])}))
-
-
-@kind("rat", lambda vector: "lambda_ra" in vector.state or "layers.0.lambda_ra" in vector.state)
-def rat_layer_or_group(vector: Vector) -> Tensors:
-    config = vector.config
-    if "lambda_ra" in vector.state:
-        channels = vector.state["lambda_ra"].shape[1]
-        module = vector.load(rat.Layer(channels, config["num_heads"], config["window_size"], config["mlp_ratio"]))
-    else:
-        channels = vector.state["layers.0.lambda_ra"].shape[1]
-        depth = len({key.split(".")[1] for key in vector.state if key.startswith("layers.")})
-        module = vector.load(rat.Group(channels, config["num_heads"], config["window_size"], depth))
-    regions = vector.inputs["region_map"].long()
-    return as_float64(with_gradients(vector, module, lambda x: {"y": module(x["x"], regions)}))
 
 
 def table_grid(state: Tensors, part: str = "") -> tuple[int, int]:

@@ -8,12 +8,18 @@ B batch, C channels, H W sides of the latent grid, h heads.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from math import gcd
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.blocks import ChannelNorm
-from medseg_kernels import SegmentLayout, region_attention, window_attention
+from medseg.networks.blocks import ChannelNorm, interpolate_to
+from medseg.regions import checked, downscale, pad_to_multiple
+from medseg.weights import fill
+from medseg_kernels import SegmentLayout, layout_from_labels, region_attention, window_attention
+from medseg_kernels.dispatch import is_recorded
 
 
 class RegionAttention(nn.Module):
@@ -162,3 +168,133 @@ class ConvBlock(nn.Module):
     def _gate(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=1)
         return first * second
+
+
+class RAT(nn.Module):
+    """Restore an image in the light of its regions: what is wrong with it, added to it (fig. 2).
+
+    Args:
+        in_channels: Channels of the image.
+        width: C of the finest level; each further one has twice as many.
+        encoder_depths: `ConvBlock`s of each level on the way down.
+        decoder_depths: On the way up, coarsest first; as many levels.
+        middle_depth: Attention layers; whole groups of `group_depth` are built, as in the published code.
+        group_depth: Layers of a group.
+        num_heads: h of all attentions.
+        window: Side of the windows in latent pixels.
+        scale: How much larger the restored image is than the input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        *,
+        width: int = 64,
+        encoder_depths: Sequence[int] = (2, 2),
+        decoder_depths: Sequence[int] = (2, 2),
+        middle_depth: int = 12,
+        group_depth: int = 3,
+        num_heads: int = 8,
+        window: int = 4,
+        scale: int = 1,
+    ) -> None:
+        super().__init__()
+        levels = len(encoder_depths)
+        if len(decoder_depths) != levels:
+            raise ValueError(f"decoder_depths must name {levels} levels like encoder_depths, got {len(decoder_depths)}")
+        self.stride, self.window, self.scale = 2**levels, window, scale
+        self.intro = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.encoders, self.downs = nn.ModuleList(), nn.ModuleList()
+        for level, depth in enumerate(encoder_depths):
+            channels = width * 2**level
+            self.encoders.append(nn.Sequential(*[ConvBlock(channels) for _ in range(depth)]))
+            self.downs.append(nn.Conv2d(channels, 2 * channels, kernel_size=2, stride=2))
+        groups = middle_depth // group_depth
+        latent = width * self.stride
+        self.middle_blks = nn.ModuleList(Group(latent, num_heads, window, group_depth) for _ in range(groups))
+        self.ups, self.decoders = nn.ModuleList(), nn.ModuleList()
+        for level, depth in enumerate(decoder_depths):
+            channels = latent // 2**level
+            widen = nn.Conv2d(channels, 2 * channels, kernel_size=1, bias=False)
+            self.ups.append(nn.Sequential(widen, nn.PixelShuffle(2)))
+            self.decoders.append(nn.Sequential(*[ConvBlock(channels // 2) for _ in range(depth)]))
+        self.ending = nn.Conv2d(width, in_channels, kernel_size=3, padding=1)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of the (enlarged) image must be multiples of, in pixels."""
+        return self.stride * self.window
+
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, C_in, H, W) to the latent feature and the skip features, finest first."""
+        x, skips = self.intro(image), []
+        for blocks, down in zip(self.encoders, self.downs, strict=True):
+            skips.append(blocks(x))
+            x = down(skips[-1])
+        return x, skips
+
+    def attend(self, latent: Tensor, regions: Tensor) -> Tensor:
+        """Latent feature (B, C, h, w) and region ids at full size (B, H, W) to a feature of the same shape.
+
+        All layers share one layout of the regions, which is made here.
+        """
+        small = downscale(regions if is_recorded() else checked(regions), self.stride)
+        layout = small if is_recorded() else layout_from_labels(small)
+        x = latent
+        for group in self.middle_blks:
+            x = group(x, layout)
+        return latent + x
+
+    def forward(self, image: Tensor, regions: Tensor) -> Tensor:
+        """The restored image; values are not clamped.
+
+        Args:
+            image: (B, C_in, H, W); (H, W) times `scale` must be multiples of `multiple`.
+            regions: Region ids, whole numbers from 0 on, (B, scale H, scale W).
+
+        Returns:
+            (B, C_in, scale H, scale W).
+
+        Raises:
+            ValueError: A size does not fit, or an id is negative or no whole number.
+        """
+        size = (self.scale * image.shape[2], self.scale * image.shape[3])
+        if size[0] % self.multiple or size[1] % self.multiple:
+            raise ValueError(f"height and width must be multiples of {self.multiple} pixels, got {size}; see restore")
+        if tuple(regions.shape) != (image.shape[0], *size):
+            raise ValueError(f"regions must be {(image.shape[0], *size)}, got {tuple(regions.shape)}")
+        base = interpolate_to(image, size) if self.scale > 1 else image
+        latent, skips = self.encode(base)
+        x = self.attend(latent, regions)
+        for up, blocks, skip in zip(self.ups, self.decoders, reversed(skips), strict=True):
+            x = blocks(up(x) + skip)
+        return self.ending(x) + base
+
+
+def restore(network: RAT, image: Tensor, regions: Tensor) -> Tensor:
+    """Restore an image of any size: mirror it and its regions below and to the right, and cut the result.
+
+    Args:
+        network: In evaluation mode.
+        image: (B, C_in, H, W), or slices of a volume as B.
+        regions: Region ids (B, scale H, scale W), or (scale H, scale W) if all slices share them.
+
+    Returns:
+        (B, C_in, scale H, scale W).
+    """
+    height, width = image.shape[2:]
+    if regions.ndim == 2:
+        regions = regions.expand(image.shape[0], -1, -1)
+    step = network.multiple // gcd(network.multiple, network.scale)
+    image = pad_to_multiple(image, step)
+    found = network(image, pad_to_multiple(regions, step * network.scale))
+    return found[..., : network.scale * height, : network.scale * width]
+
+
+def load_published(network: RAT, state: Mapping[str, Tensor]) -> None:
+    """Fill a network with a published checkpoint, with or without the `module.` of multi-GPU runs.
+
+    Raises:
+        ModelMissing: The names or shapes are not the network's.
+    """
+    fill(network, {name.removeprefix("module."): x for name, x in state.items()})
