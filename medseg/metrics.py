@@ -218,7 +218,7 @@ def _require_images(image: np.ndarray, reference: np.ndarray, data_range: float)
 
 def eight_bit(image: np.ndarray) -> NDArray[np.uint8]:
     """Grey levels 0 to 255 of an image from 0 to 1; what lies outside is cut off, halves go to the even level."""
-    return np.rint(np.clip(image.astype(np.float64), 0, 1) * 255).astype(np.uint8)
+    return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
 def luma(levels: np.ndarray) -> NDArray[np.float64]:

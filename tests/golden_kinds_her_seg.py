@@ -137,7 +137,7 @@ def her_seg_model(vector: Vector) -> Tensors:
         found = {"logits": logits, "tokens": tokens.flatten(2).mT, "neck": module.neck(tokens)}
         if target is None:
             return found
-        return found | loss_of(logits.sigmoid(), target) | parameter_gradients(vector, module, logits, target)
+        return found | loss_of(vector, logits.sigmoid(), target) | parameter_gradients(vector, module, logits, target)
 
 
 def parameter_gradients(vector: Vector, module: nn.Module, logits: Tensor, target: Tensor) -> Tensors:
@@ -151,8 +151,10 @@ def parameter_gradients(vector: Vector, module: nn.Module, logits: Tensor, targe
     return {name: x for name, x in gradients.items() if x is not None and name in vector.outputs}
 
 
-def loss_of(probability: Tensor, target: Tensor) -> Tensors:
-    loss = losses.dice_and_focal(probability, target, from_logits=False)
+def loss_of(vector: Vector, probability: Tensor, target: Tensor) -> Tensors:
+    names = {"weight": "dice_weight", "focal_alpha": "alpha", "focal_gamma": "gamma"}
+    options = {names[key]: value for key, value in vector.config.items() if key in names}
+    loss = losses.dice_and_focal(probability, target, from_logits=False, **options)
     iou = losses.tversky_index(probability, target, false_positive=1, false_negative=1, smooth=1)
     return {"loss": loss[None], "iou": iou[None], "iou_metric": iou[None]}
 
@@ -160,6 +162,6 @@ def loss_of(probability: Tensor, target: Tensor) -> Tensors:
 @kind("her-seg", lambda vector: not vector.state and {"prob", "target"} <= vector.inputs.keys())
 def her_seg_loss(vector: Vector) -> Tensors:
     probability = vector.inputs["prob"].clone().requires_grad_()
-    found = loss_of(probability, vector.inputs["target"])
+    found = loss_of(vector, probability, vector.inputs["target"])
     found["loss"].backward()
     return found | ({} if probability.grad is None else {"grad_prob": probability.grad})
