@@ -7,6 +7,7 @@ network's own probabilities. With the network as prior, Bayes' rule gives
     p(class | place, grey)  ~  p(class | place)^a * N(grey; mean_class, variance_class)
 
 and a few rounds of reading off and applying. No parameter is learned; where two classes look alike the network decides.
+What is background it decides alone: face and scalp may well be as grey as a cortex.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class GreyValuePosterior(nn.Module):
     """Class scores sharpened by the grey values of the window they belong to.
 
     Args:
-        classes: Scores that are classes; further outputs (a side) pass unchanged.
+        classes: Scores that are classes, background first; further outputs (a side) pass unchanged.
         rounds: How often means and variances are read off.
         prior: Exponent a of the network's probabilities, below 1 because neighbouring voxels repeat each other.
         stride: Every how many voxels per axis the grey values are read; a million are plenty for a mean.
@@ -34,7 +35,8 @@ class GreyValuePosterior(nn.Module):
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
         """(B, K, *grid) scores and the (B, 1, *grid) image they belong to; to (B, K, *grid) float32 scores."""
-        prior = self.prior * scores[:, : self.classes].float().log_softmax(1)
+        network = scores[:, : self.classes].float().log_softmax(1)
+        prior = self.prior * network
         some = (slice(None), slice(None), *[slice(None, None, self.stride)] * (image.dim() - 2))
         sample, grey = prior[some].flatten(2), image[some].float().flatten(2)  # (B, C, n), (B, 1, n)
         share = (sample / self.prior).exp()
@@ -42,8 +44,9 @@ class GreyValuePosterior(nn.Module):
             mean, variance = self._moments(share, grey)
             share = (sample + _log_normal(grey, mean, variance)).softmax(1)
         mean, variance = self._moments(share, grey)
-        flat = prior.flatten(2) + _log_normal(image.float().flatten(2), mean, variance)
-        return torch.cat((flat.view(prior.shape), scores[:, self.classes :].float()), dim=1)
+        inside = prior[:, 1:].flatten(2) + _log_normal(image.float().flatten(2), mean[:, 1:], variance[:, 1:])
+        inside = inside.log_softmax(1).view_as(prior[:, 1:]) + network[:, 1:].logsumexp(1, keepdim=True)
+        return torch.cat((network[:, :1], inside, scores[:, self.classes :].float()), dim=1)
 
     def _moments(self, share: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each class, (B, C, 1), from shares (B, C, n) and grey values (B, 1, n)."""

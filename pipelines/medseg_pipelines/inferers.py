@@ -6,14 +6,17 @@ twelve classes, at float16. Here the windows advance along one axis, and only th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from medseg.components import keep_largest
 
 Predict = Callable[[Tensor], Tensor]
 _CHUNK = 1 << 20  # voxels labelled at once
@@ -81,6 +84,7 @@ def label_volume(
     *,
     layout: Plan,
     table: np.ndarray,
+    body: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -91,6 +95,7 @@ def label_volume(
         image: (X, Y, Z) float32, as the network expects it.
         layout: From `plan` for this shape.
         table: (C, 2) label ids per class: on the right, on the left of the patient. K is C, or C + 1 if they differ.
+        body: Arguments of `keep_largest` where the structures are one connected body.
         device: Where `predict` wants its input.
         progress: Called with the windows done and all windows; may raise to stop.
 
@@ -109,7 +114,8 @@ def label_volume(
             progress(1, 1)
     else:
         _slide(predict, source, labels, layout, lookup, device, progress)
-    return np.ascontiguousarray(labels[tuple(slice(n) for n in image.shape)])
+    labels = np.ascontiguousarray(labels[tuple(slice(n) for n in image.shape)])
+    return labels if body is None else keep_largest(labels, **body)
 
 
 def _slide(

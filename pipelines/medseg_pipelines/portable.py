@@ -123,6 +123,7 @@ class LabelInferer(Inferer):
         table: Label ids per class on the right and on the left of the patient.
         multiple: What the network wants every side to be a multiple of.
         whole_window: Fill up images that are smaller than the window.
+        body: Arguments of `keep_largest` where the structures are one connected body.
     """
 
     def __init__(
@@ -133,9 +134,10 @@ class LabelInferer(Inferer):
         table: Sequence[Sequence[int]],
         multiple: int = 1,
         whole_window: bool = False,
+        body: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.window, self.overlap, self.multiple = tuple(window), overlap, multiple
+        self.window, self.overlap, self.multiple, self.body = tuple(window), overlap, multiple, body
         self.table, self.whole_window = np.asarray(table), whole_window
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -147,7 +149,14 @@ class LabelInferer(Inferer):
         layout = plan(wanted, self.window, self.overlap, outputs=len(self.table) + int(sided), multiple=self.multiple)
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         maps = [
-            label_volume(predict, image[0].cpu().numpy(), layout=layout, table=self.table, device=inputs.device)
+            label_volume(
+                predict,
+                image[0].cpu().numpy(),
+                layout=layout,
+                table=self.table,
+                body=self.body,
+                device=inputs.device,
+            )
             for image in images
         ]
         labels = torch.stack([_tensor(each)[None] for each in maps])

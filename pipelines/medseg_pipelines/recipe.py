@@ -48,6 +48,13 @@ class Label(_Section):
         return self.name.removeprefix(f"{self.side} ") if self.side else self.name
 
 
+class Body(_Section):
+    """The structures form one connected body; what lies apart from it is no part of it (`components.keep_largest`)."""
+
+    loose: tuple[int, ...] = ()  # label ids of what only surrounds the body
+    reach: int = Field(default=0, ge=0)  # voxels from the body within which they stay
+
+
 class Decode(_Section):
     """How class scores become label ids: class c with its side looks up `table[c]`.
 
@@ -57,6 +64,7 @@ class Decode(_Section):
     """
 
     table: tuple[tuple[int, int], ...] = Field(min_length=2)
+    body: Body | None = None
 
     @property
     def sided(self) -> bool:

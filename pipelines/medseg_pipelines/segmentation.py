@@ -139,6 +139,7 @@ class Segmentation:
             prepared.voxels,
             layout=layout,
             table=np.asarray(self.recipe.decode.table),
+            body=body_of(self.recipe),
             device=self.device,
             progress=report.advance,
         )
@@ -189,6 +190,11 @@ def preparation_of(recipe: Recipe) -> dict[str, Any]:
         "percentiles": section.percentiles,
         "intensity": None if steps is None else [step.model_dump() for step in steps],
     }
+
+
+def body_of(recipe: Recipe) -> dict[str, Any] | None:
+    """The arguments of `keep_largest` that a recipe stands for, plain data."""
+    return None if recipe.decode.body is None else recipe.decode.body.model_dump()
 
 
 def find_device(name: str) -> torch.device:

@@ -26,7 +26,7 @@ from medseg_pipelines.bundle.vendor import copy_code, target_of
 from medseg_pipelines.folders import whole_folder
 from medseg_pipelines.portable import LabelInferer, LoadVolumed, PrepareVolumed
 from medseg_pipelines.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_folder
-from medseg_pipelines.segmentation import preparation_of
+from medseg_pipelines.segmentation import body_of, preparation_of
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 SCHEMA = "medseg-bundle-1"
@@ -121,6 +121,7 @@ def _inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
         "table": [list(pair) for pair in recipe.decode.table],
         "multiple": int(getattr(network, "multiple", 1)),
         "whole_window": recipe.inference.whole_window,
+        "body": _plain(body_of(recipe)),
     }
     return configs.inference(
         recipe,
@@ -131,7 +132,7 @@ def _inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     )
 
 
-def _plain(content: dict[str, Any]) -> dict[str, Any]:
+def _plain(content: dict[str, Any] | None) -> Any:
     """Tuples as lists, as they come back from a file."""
     return json.loads(json.dumps(content))
 
