@@ -63,7 +63,9 @@ def main() -> None:
         forward.add(size, "float32", {name: no_grad(run, *inputs) for name, run in names.items()}, floor)
     for channels, side in sizes[:3]:
         inputs, size = maps(1, channels, side, side, device), f"{channels} x {side}^2 to {2 * side}^2"
-        training.add(size, "float32", {"ours": step(guided_filter, inputs), "published": step(published, inputs)})
+        names = {"ours": guided_filter, "published": published, "published in float32": running}
+        names["direct sums in plain PyTorch"] = guided_filter_reference
+        training.add(size, "float32", {name: step(run, inputs) for name, run in names.items()})
 
 
 def maps(batch: int, channels: int, height: int, width: int, device: torch.device) -> list[Tensor]:

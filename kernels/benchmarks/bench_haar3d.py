@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from _table import Table, no_grad, start, step
 from torch import Tensor
@@ -47,7 +49,8 @@ def main() -> None:
         forward.add(size, "float32", {name: no_grad(run, x) for name, run in names.items()}, floor)
     for shape in shapes:
         x, size = torch.randn(shape, device=device), " x ".join(map(str, shape))
-        training.add(size, "float32", {"ours": step(haar3d, [x]), "published": step(published, [x])})
+        names = {"ours": haar3d, "published": published, "butterfly in plain PyTorch": haar3d_reference}
+        training.add(size, "float32", {name: step(run, [x]) for name, run in names.items()})
     for shape in shapes:
         x, size = torch.randn(shape, device=device), " x ".join(map(str, shape))
         low, high = (torch.randn(4, n * shape[1], 1, 1, 1, device=device) for n in (1, 7))
@@ -55,10 +58,16 @@ def main() -> None:
         unit.agree(size, _project(x, low, high)[1], published_unit(x, low, high)[1], 1e-5)
         names = {"ours": _project, "published": published_unit, "transform once": _project_reference}
         unit.add(size, "float32", {name: no_grad(run, x, low, high) for name, run in names.items()})
+        names = {name: step(_joined(run), [x, low, high]) for name, run in names.items()}
+        unit.add(f"{size}, forward and backward", "float32", names)
 
 
 def _weights(channels: int, device: torch.device) -> list[Tensor]:
     return [torch.randn(2, n * channels, 1, 1, 1, device=device) for n in (1, 7)]
+
+
+def _joined(run: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Tensor]:
+    return lambda *x: torch.cat(run(*x), dim=1)
 
 
 def _project(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,7 @@ def main() -> None:
         def run(op: Any, heads: int = heads, rope: Tensor = rope) -> Any:
             return lambda *x: op(*x[:3], heads, rope, *x[3:])
 
-        names = {"ours": linear_attention, "published": published}
+        names = {"ours": linear_attention, "published": published, "reference": linear_attention_reference}
         leaves = [q, k, v, add, gate]
         training.add(
             f"{channels} channels, {heads} heads", "float32", {n: step(run(f), leaves) for n, f in names.items()}

@@ -9,6 +9,7 @@ B batch, C channels, h w coarse side, H W fine side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -155,18 +156,33 @@ _apply.register_autograd(
 )
 
 
-def _enlarge(low: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear with corners aligned. `interpolate` rounds its coordinates to float32, which shows on wide maps."""
+class Enlargement:
+    """Bilinear enlargement with corners aligned, prepared once for many maps of one size.
 
-    def source(coarse: int, fine: int) -> tuple[Tensor, Tensor, Tensor]:
-        at, reach = torch.arange(fine, device=low.device) * (coarse - 1), max(fine - 1, 1)
-        first = at // reach
-        return first, (first + 1).clamp(max=coarse - 1), ((at - first * reach).double() / reach).to(low.dtype)
+    `interpolate` rounds its coordinates to float32, which shows on wide maps.
 
-    (x0, x1, fx), (y0, y1, fy) = source(low.shape[-1], width), source(low.shape[-2], height)
-    rows = [*low.shape[:-1], width]
-    low = torch.lerp(low.gather(-1, x0.expand(rows)), low.gather(-1, x1.expand(rows)), fx)
-    return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), fy[:, None])
+    Args:
+        coarse: h and w.
+        fine: H and W.
+        like: Gives dtype and device.
+    """
+
+    def __init__(self, coarse: Sequence[int], fine: Sequence[int], like: Tensor) -> None:
+        self.rows, self.columns = (_neighbours(low, high, like) for low, high in zip(coarse, fine, strict=True))
+
+    def __call__(self, low: Tensor) -> Tensor:
+        """(..., h, w) to (..., H, W); columns first, while there are few rows."""
+        (x0, x1, fx), (y0, y1, fy) = self.columns, self.rows
+        across = [*low.shape[:-1], x0.shape[0]]
+        low = torch.lerp(low.gather(-1, x0.expand(across)), low.gather(-1, x1.expand(across)), fx)
+        return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), fy[:, None])
+
+
+def _neighbours(coarse: int, fine: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both coarse neighbours of each fine coordinate, and the share of the second."""
+    at, reach = torch.arange(fine, device=like.device) * (coarse - 1), max(fine - 1, 1)
+    first = at // reach
+    return first, (first + 1).clamp(max=coarse - 1), ((at - first * reach).double() / reach).to(like.dtype)
 
 
 def affine_upsample(line: Tensor, x: Tensor) -> Tensor:
@@ -183,5 +199,5 @@ def affine_upsample(line: Tensor, x: Tensor) -> Tensor:
         return affine_upsample_reference(line, x)
     if uses_triton(line, x):
         return _apply(line, x)
-    slope, offset = _enlarge(line, x.shape[2], x.shape[3]).unbind()
+    slope, offset = Enlargement(line.shape[3:], x.shape[2:], line)(line).unbind()
     return torch.addcmul(offset, slope, x.to(line.dtype)).to(x.dtype)

@@ -22,11 +22,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.affine_upsample import affine_upsample, affine_upsample_reference
-from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.affine_upsample import Enlargement, affine_upsample, affine_upsample_reference
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, triton, uses_triton
+from medseg_kernels.guided_filter_kernels import (
+    box_kernel,
+    coefficients_kernel,
+    coefficients_to_sums_kernel,
+    sums_to_inputs_kernel,
+)
 
 _BLOCK = 256  # pixels of one plane per program
-_CHUNK_PIXELS = 2**16  # coarse pixels, over channels, that the CPU path filters at a time: a dozen maps in cache
+_CHUNK_PIXELS = 2**17  # coarse pixels, over channels, that the CPU path filters at a time: a dozen maps in cache
 
 
 def _weight(attention: Tensor) -> Tensor:
@@ -66,165 +72,6 @@ def guided_filter_reference(
     return affine_upsample_reference(line, high_x)
 
 
-@triton.jit
-def _count(row, column, height, width, RADIUS: tl.constexpr):
-    """Pixels of the window around (row, column) that lie inside the map."""
-    rows = tl.minimum(row + RADIUS, height - 1) - tl.maximum(row - RADIUS, 0) + 1
-    columns = tl.minimum(column + RADIUS, width - 1) - tl.maximum(column - RADIUS, 0) + 1
-    return rows * columns
-
-
-@triton.jit
-def _box_kernel(
-    x_ptr, out_ptr, height, width, RADIUS: tl.constexpr, MEAN: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Window sums of one plane. MEAN 0 leaves them, 1 divides by the count, 2 is the adjoint of 1."""
-    plane = tl.program_id(1).to(tl.int64) * height * width  # int64: maps of a batch pass 2**31 elements
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row, column = at // width, at % width
-    SIDE: tl.constexpr = 2 * RADIUS + 1
-    total = tl.zeros((BLOCK,), ACC)
-    for tap in range(SIDE * SIDE):
-        y, x = row + tap // SIDE - RADIUS, column + tap % SIDE - RADIUS
-        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        value = tl.load(x_ptr + plane + y * width + x, mask=inside, other=0.0).to(ACC)
-        total += value / tl.maximum(_count(y, x, height, width, RADIUS), 1) if MEAN == 2 else value
-    if MEAN == 1:
-        total /= tl.maximum(_count(row, column, height, width, RADIUS), 1)
-    tl.store(out_ptr + plane + at, total, mask=at < height * width)
-
-
-@triton.jit
-def _window_sums(
-    x_ptr, y_ptr, a_ptr, row, column, height, width, RADIUS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
-):
-    """S of a, a x, a y, a^2 x, a^2 x^2 and a^2 x y, all from one reading of the three maps."""
-    SIDE: tl.constexpr = 2 * RADIUS + 1
-    s_a, s_ax, s_ay = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
-    s_aax, s_aaxx, s_aaxy = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
-    for tap in range(SIDE * SIDE):
-        v, u = row + tap // SIDE - RADIUS, column + tap % SIDE - RADIUS
-        inside = (v >= 0) & (v < height) & (u >= 0) & (u < width)
-        at = v * width + u
-        a = tl.load(a_ptr + at, mask=inside, other=0.0).to(ACC)
-        ax = a * tl.load(x_ptr + at, mask=inside, other=0.0).to(ACC)
-        ay = a * tl.load(y_ptr + at, mask=inside, other=0.0).to(ACC)
-        s_a += a
-        s_ax += ax
-        s_ay += ay
-        s_aax += a * ax
-        s_aaxx += ax * ax
-        s_aaxy += ax * ay
-    return s_a, s_ax, s_ay, s_aax, s_aaxx, s_aaxy
-
-
-@triton.jit
-def _planes(x_ptr, y_ptr, a_ptr, channels, guide_channels, area):
-    """Move the pointers to the planes of this program's sample and channel; a one-channel guide serves them all."""
-    plane = tl.program_id(1).to(tl.int64)
-    sample, channel = plane // channels, plane % channels
-    guide = sample * guide_channels + channel % guide_channels
-    return x_ptr + guide * area, y_ptr + plane * area, a_ptr + sample * area, plane * area, sample
-
-
-@triton.jit
-def _coefficients_kernel(
-    x_ptr, y_ptr, a_ptr, total_ptr, out_ptr, channels, guide_channels, height, width, eps,
-    RADIUS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """A and b of every window of one plane; out is (2, B, C, h, w)."""
-    area = height * width
-    x_ptr, y_ptr, a_ptr, plane, sample = _planes(x_ptr, y_ptr, a_ptr, channels, guide_channels, area)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < area
-    row, column = at // width, at % width
-    s_a, s_ax, s_ay, s_aax, s_aaxx, s_aaxy = _window_sums(
-        x_ptr, y_ptr, a_ptr, row, column, height, width, RADIUS, ACC, BLOCK
-    )
-    n = tl.maximum(_count(row, column, height, width, RADIUS), 1)
-    q = s_aax / tl.load(total_ptr + sample).to(ACC)
-    slope = (s_aaxy - q * s_ay) / n / (tl.abs(s_aaxx - q * s_ax) / n + eps)
-    offset = (s_ay - slope * s_ax) / tl.where(inside, s_a, 1.0)
-    tl.store(out_ptr + plane + at, slope, mask=inside)
-    planes = tl.num_programs(1).to(tl.int64)
-    tl.store(out_ptr + planes * area + plane + at, offset, mask=inside)
-
-
-@triton.jit
-def _coefficients_to_sums_kernel(
-    grad_ptr, x_ptr, y_ptr, a_ptr, total_ptr, out_ptr, channels, guide_channels, height, width, eps,
-    RADIUS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """First half of the backward: gradient of the six sums of each window, (6, B, C, h, w), the sums made anew."""
-    area = height * width
-    x_ptr, y_ptr, a_ptr, plane, sample = _planes(x_ptr, y_ptr, a_ptr, channels, guide_channels, area)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < area
-    row, column = at // width, at % width
-    s_a, s_ax, s_ay, s_aax, s_aaxx, s_aaxy = _window_sums(
-        x_ptr, y_ptr, a_ptr, row, column, height, width, RADIUS, ACC, BLOCK
-    )
-    s_a = tl.where(inside, s_a, 1.0)
-    n = tl.maximum(_count(row, column, height, width, RADIUS), 1)
-    total = tl.load(total_ptr + sample).to(ACC)
-    step = tl.num_programs(1).to(tl.int64) * area  # from one map to the next
-    g_slope = tl.load(grad_ptr + plane + at, mask=inside, other=0.0).to(ACC)
-    g_offset = tl.load(grad_ptr + step + plane + at, mask=inside, other=0.0).to(ACC)
-
-    q = s_aax / total
-    spread = s_aaxx - q * s_ax  # N times what the absolute value is taken of
-    divisor = tl.abs(spread) + n * eps
-    slope = (s_aaxy - q * s_ay) / divisor
-    offset = (s_ay - slope * s_ax) / s_a
-    g_slope -= g_offset * s_ax / s_a
-    g_top = g_slope / divisor  # of s_aaxy - q * s_ay
-    g_spread = -g_top * slope * tl.where(spread > 0, 1.0, tl.where(spread < 0, -1.0, 0.0))
-    g_q = -g_top * s_ay - g_spread * s_ax
-    out_ptr += plane + at
-    tl.store(out_ptr, -g_offset * offset / s_a, mask=inside)
-    tl.store(out_ptr + step, -g_offset * slope / s_a - g_spread * q, mask=inside)
-    tl.store(out_ptr + 2 * step, g_offset / s_a - g_top * q, mask=inside)
-    tl.store(out_ptr + 3 * step, g_q / total, mask=inside)
-    tl.store(out_ptr + 4 * step, g_spread, mask=inside)
-    tl.store(out_ptr + 5 * step, g_top, mask=inside)
-
-
-@triton.jit
-def _sums_to_inputs_kernel(
-    sums_ptr, x_ptr, y_ptr, a_ptr, total_ptr, out_ptr, channels, guide_channels, height, width,
-    RADIUS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Second half: a pixel collects from all windows it is in; out holds gradients of x, y, a, total, per channel."""
-    area = height * width
-    x_ptr, y_ptr, a_ptr, plane, sample = _planes(x_ptr, y_ptr, a_ptr, channels, guide_channels, area)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < area
-    row, column = at // width, at % width
-    step = tl.num_programs(1).to(tl.int64) * area
-    SIDE: tl.constexpr = 2 * RADIUS + 1
-    g_a, g_ax, g_ay = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
-    g_aax, g_aaxx, g_aaxy = tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC), tl.zeros((BLOCK,), ACC)
-    for tap in range(SIDE * SIDE):
-        v, u = row + tap // SIDE - RADIUS, column + tap % SIDE - RADIUS
-        real = (v >= 0) & (v < height) & (u >= 0) & (u < width)
-        window = sums_ptr + plane + v * width + u
-        g_a += tl.load(window, mask=real, other=0.0).to(ACC)
-        g_ax += tl.load(window + step, mask=real, other=0.0).to(ACC)
-        g_ay += tl.load(window + 2 * step, mask=real, other=0.0).to(ACC)
-        g_aax += tl.load(window + 3 * step, mask=real, other=0.0).to(ACC)
-        g_aaxx += tl.load(window + 4 * step, mask=real, other=0.0).to(ACC)
-        g_aaxy += tl.load(window + 5 * step, mask=real, other=0.0).to(ACC)
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(ACC)
-    y = tl.load(y_ptr + at, mask=inside, other=0.0).to(ACC)
-    a = tl.load(a_ptr + at, mask=inside, other=0.0).to(ACC)
-    out_ptr += plane + at
-    tl.store(out_ptr, a * (g_ax + a * (g_aax + 2 * x * g_aaxx + y * g_aaxy)), mask=inside)
-    tl.store(out_ptr + step, a * (g_ay + a * x * g_aaxy), mask=inside)
-    from_squares = 2 * a * x * (g_aax + x * g_aaxx + y * g_aaxy)
-    tl.store(out_ptr + 2 * step, g_a + x * g_ax + y * g_ay + from_squares, mask=inside)
-    tl.store(out_ptr + 3 * step, -a * a * x * g_aax / tl.load(total_ptr + sample).to(ACC), mask=inside)
-
-
 def _grid(planes: Tensor) -> tuple[int, int]:
     """One program per block of pixels and plane of (..., B, C, h, w)."""
     return triton.cdiv(planes.shape[-2] * planes.shape[-1], _BLOCK), planes.shape[-4] * planes.shape[-3]
@@ -240,7 +87,7 @@ def _box_filter(x: Tensor, radius: int, mean: int) -> Tensor:
     out = torch.empty_like(x)
     if x.numel():
         planes = x.view(1, -1, x.shape[-2], x.shape[-1])
-        _box_kernel[_grid(planes)](x, out, x.shape[-2], x.shape[-1], RADIUS=radius, MEAN=mean, **_types(x))
+        box_kernel[_grid(planes)](x, out, x.shape[-2], x.shape[-1], RADIUS=radius, MEAN=mean, **_types(x))
     return out
 
 
@@ -249,7 +96,7 @@ def _line(x: Tensor, y: Tensor, a: Tensor, total: Tensor, radius: int, eps: floa
     x, y, a = x.contiguous(), y.contiguous(), a.contiguous()
     out = _line_like(y, y, a, total, radius, eps)
     sizes = (y.shape[1], x.shape[1], y.shape[2], y.shape[3])
-    _coefficients_kernel[_grid(y)](x, y, a, total, out, *sizes, eps, RADIUS=radius, **_types(a))
+    coefficients_kernel[_grid(y)](x, y, a, total, out, *sizes, eps, RADIUS=radius, **_types(a))
     return out
 
 
@@ -261,8 +108,8 @@ def _line_backward(
     sums, grads = a.new_empty(6, *y.shape), a.new_empty(4, *y.shape)
     sizes = (y.shape[1], x.shape[1], y.shape[2], y.shape[3])
     types = _types(a)
-    _coefficients_to_sums_kernel[_grid(y)](grad, x, y, a, total, sums, *sizes, eps, RADIUS=radius, **types)
-    _sums_to_inputs_kernel[_grid(y)](sums, x, y, a, total, grads, *sizes, RADIUS=radius, **types)
+    coefficients_to_sums_kernel[_grid(y)](grad, x, y, a, total, sums, *sizes, eps, RADIUS=radius, **types)
+    sums_to_inputs_kernel[_grid(y)](sums, x, y, a, total, grads, *sizes, RADIUS=radius, **types)
     g_x, g_y, g_a, g_total = grads.unbind(0)
     g_x = g_x.clone() if x.shape == y.shape else g_x.sum(1, keepdim=True)
     return g_x.to(x.dtype), g_y.to(y.dtype, copy=True), g_a.sum(1, keepdim=True), g_total.sum([1, 2, 3])
@@ -306,18 +153,19 @@ _box_filter.register_autograd(_box_adjoint, setup_context=_save_box)
 _line.register_autograd(_line_to_sums, setup_context=_save_line)
 
 
+def _run_sum(x: Tensor, length: int, axis: int) -> Tensor:
+    """Sums of `length` neighbours along an axis, from sums of half as many: three additions for five numbers."""
+    if length == 1:
+        return x
+    half, count = length // 2, x.shape[axis] - length + 1
+    pairs = _run_sum(x, half, axis)
+    total = pairs.narrow(axis, 0, count) + pairs.narrow(axis, half, count)
+    return total.add_(x.narrow(axis, length - 1, count)) if length % 2 else total
+
+
 def _box(padded: Tensor, radius: int) -> Tensor:
     """Window sums of maps that carry `radius` zeros on every side; shifted adds, far faster here than a pooling."""
-    height, width = padded.shape[-2] - 2 * radius, padded.shape[-1] - 2 * radius
-    if radius == 0:
-        return padded
-    rows = padded[..., :height, :] + padded[..., 1 : 1 + height, :]
-    for shift in range(2, 2 * radius + 1):
-        rows += padded[..., shift : shift + height, :]
-    total = rows[..., :width] + rows[..., 1 : 1 + width]
-    for shift in range(2, 2 * radius + 1):
-        total += rows[..., shift : shift + width]
-    return total
+    return _run_sum(_run_sum(padded, 2 * radius + 1, -2), 2 * radius + 1, -1)
 
 
 def _guided_filter_plain(
@@ -327,7 +175,8 @@ def _guided_filter_plain(
     margin = [radius] * 4
     inverse = 1 / _box(F.pad(torch.ones_like(a[:1]), margin), radius)
     a = F.pad(a, margin)
-    s_a = _box(a, radius)
+    s_a, q_share = _box(a, radius), 1 / total
+    enlarge = Enlargement(low_y.shape[2:], high_x.shape[2:], a)
     channels = max(1, _CHUNK_PIXELS // low_y[0, 0].numel())
     outs = []
     for first in range(0, low_y.shape[1], channels):
@@ -335,12 +184,13 @@ def _guided_filter_plain(
             each if each.shape[1] == 1 else each[:, first : first + channels] for each in (low_x, low_y, high_x)
         )
         ax, ay = a * F.pad(x, margin), a * F.pad(y, margin)
-        products = torch.stack(torch.broadcast_tensors(ax, ay, a * ax, ax * ax, ax * ay))
-        s_ax, s_ay, s_aax, s_aaxx, s_aaxy = _box(products, radius).unbind()
-        q = s_aax / total
+        s_ax, s_ay, s_aax = _box(ax, radius), _box(ay, radius), _box(a * ax, radius)
+        s_aaxx, s_aaxy = _box(ax * ax, radius), _box(ax * ay, radius)
+        q = s_aax * q_share
         slope = (s_aaxy - q * s_ay) * inverse / (((s_aaxx - q * s_ax) * inverse).abs() + eps)
-        line = torch.stack((slope, (s_ay - slope * s_ax) / s_a))
-        outs.append(affine_upsample(_box(F.pad(line, margin), radius) * inverse, high))
+        offset = (s_ay - slope * s_ax) / s_a
+        slope, offset = (enlarge(_box(F.pad(each, margin), radius) * inverse) for each in (slope, offset))
+        outs.append(torch.addcmul(offset, slope, high))
     return torch.cat(outs, dim=1)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
 
-_CHUNK = 2**20  # voxels that the CPU path takes at a time
+_CHUNK = 2**20  # voxels that the CPU path takes at a time: 4 MB, and as much for what lies between the axes
 _BLOCK = 512  # cells of the half-size grid per program: 8 loads and 8 stores each, enough to keep the memory busy
 
 
@@ -133,13 +133,13 @@ def _launch(kernel, source: Tensor, out: Tensor, volume: Tensor) -> Tensor:
 
 
 def _haar3d_plain(x: Tensor) -> Tensor:
-    """The CPU path: D and H on whole rows, W last and straight into the result; a few channels at a time."""
+    """The CPU path: D and H on whole rows, W last and right into the result; a slab at a time in the same buffers."""
     out = _haar3d_like(x).unflatten(1, (2, 2, 2, x.shape[1]))  # (B, detail D, detail H, detail W, C, d, h, w)
-    for volume, bands in _in_cache(x, out):
-        blocks = volume.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, d, 2, h, 2, W)
-        for d, planes in enumerate(_sum_and_difference(blocks[:, :, 0], blocks[:, :, 1])):
-            planes *= 8**-0.5
-            for h, rows in enumerate(_sum_and_difference(planes[:, :, :, 0], planes[:, :, :, 1])):
+    for blocks, bands, planes, rows in _slabs(x, out):
+        for d, combine in enumerate((torch.add, torch.sub)):
+            combine(blocks[:, :, 0], blocks[:, :, 1], out=planes).mul_(8**-0.5)
+            for h, combine_rows in enumerate((torch.add, torch.sub)):
+                combine_rows(planes[:, :, :, 0], planes[:, :, :, 1], out=rows)
                 torch.add(rows[..., ::2], rows[..., 1::2], out=bands[d, h, 0])
                 torch.sub(rows[..., ::2], rows[..., 1::2], out=bands[d, h, 1])
     return out.flatten(1, 4)
@@ -148,29 +148,43 @@ def _haar3d_plain(x: Tensor) -> Tensor:
 def _ihaar3d_plain(y: Tensor) -> Tensor:
     """The CPU path of the inverse, the same steps backwards."""
     out = _ihaar3d_like(y)
-    for volume, bands in _in_cache(out, y.unflatten(1, (2, 2, 2, -1))):
-        blocks = volume.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (C, d, 2, h, 2, W)
-        for w in range(2):  # which of the two neighbours along W
-            combine = torch.sub if w else torch.add
-            planes = []
-            for d in range(2):
-                low, high = (combine(bands[d, h, 0], bands[d, h, 1]) for h in range(2))
-                planes.append([rows.mul_(8**-0.5) for rows in _sum_and_difference(low, high)])
+    for blocks, bands, planes, rows in _slabs(out, y.unflatten(1, (2, 2, 2, -1))):
+        difference = torch.empty_like(planes)
+        for d, target in enumerate((planes, difference)):  # sum and difference of the two neighbours along D
             for h in range(2):
-                torch.add(planes[0][h], planes[1][h], out=blocks[:, :, 0, :, h, w::2])
-                torch.sub(planes[0][h], planes[1][h], out=blocks[:, :, 1, :, h, w::2])
+                torch.add(bands[d, h, 0], bands[d, h, 1], out=rows[..., ::2])
+                torch.sub(bands[d, h, 0], bands[d, h, 1], out=rows[..., 1::2])
+                if h == 0:
+                    target[:, :, :, 0] = rows
+                else:
+                    torch.sub(target[:, :, :, 0], rows, out=target[:, :, :, 1])
+                    target[:, :, :, 0] += rows
+            target *= 8**-0.5
+        torch.add(planes, difference, out=blocks[:, :, 0])
+        torch.sub(planes, difference, out=blocks[:, :, 1])
     return out
 
 
-def _in_cache(volume: Tensor, bands: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Matching parts of (B, C, D, H, W) and (B, 2, 2, 2, C, d, h, w): one sample, as many channels as fit a cache."""
-    channels = max(1, _CHUNK // max(volume[0, 0].numel(), 1)) if volume.numel() else 1
-    for sample, bands_of_sample in zip(volume, bands, strict=True):
-        yield from zip(sample.split(channels), bands_of_sample.split(channels, dim=3), strict=True)
+def _slabs(volume: Tensor, bands: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Cut (B, C, D, H, W) and (B, 2, 2, 2, C, d, h, w) into matching parts that fit a cache, each with two buffers.
 
-
-def _sum_and_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return a + b, a - b
+    Yields the volume's part as (C, d, 2, h, 2, W), its bands as (2, 2, 2, C, d, h, w), and room for one (C, d, h, 2, W)
+    and one (C, d, h, W).
+    """
+    if not volume.numel():
+        return
+    blocks = volume.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    channels = max(1, _CHUNK // volume[0, 0].numel())
+    depth = max(1, _CHUNK // blocks[0, 0, 0].numel())
+    space = volume.new_empty(min(channels, volume.shape[1]), min(depth, blocks.shape[2]), *blocks.shape[4:])
+    rows = torch.empty_like(space[:, :, :, 0], memory_format=torch.contiguous_format)
+    for sample, bands_of_sample in zip(blocks, bands, strict=True):
+        for c in range(0, sample.shape[0], channels):
+            for d in range(0, sample.shape[1], depth):
+                part = sample[c : c + channels, d : d + depth]
+                size = part.shape[:2]
+                part_bands = bands_of_sample[:, :, :, c : c + channels, d : d + depth]
+                yield part, part_bands, space[: size[0], : size[1]], rows[: size[0], : size[1]]
 
 
 @torch.library.custom_op("medseg::haar3d", mutates_args=())

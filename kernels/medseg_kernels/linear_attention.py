@@ -29,23 +29,15 @@ from medseg_kernels.dispatch import (
     triton,
     uses_triton,
 )
+from medseg_kernels.linear_attention_cpu import LinearAttention, linear_attention_plain, rotate
 from medseg_kernels.linear_attention_kernels import key_grad_kernel, output_kernel, query_grad_kernel, state_kernel
 
 _BLOCK = 64  # tokens per tile where a program takes one tile
-_LOOP_BLOCK = 32  # tokens per tile where it walks over many and keeps sums in registers
+_LOOP_BLOCK = 32  # where it walks over many and keeps sums in registers
+_GRAD_BLOCK = 16  # in the first backward pass, whose eight products of a tile would spill beyond
 _SPLIT = 256  # tokens whose share of the state one program adds up; fixed, so that results do not depend on the device
 _GROUP = 32  # channels per group, if whole heads allow
 _WIDEST = 64  # head width above which a group would not fit the registers
-_CPU_GROUP = 24  # the same for the CPU path, where the zeros around the block diagonal cost time
-
-
-def _rotate(x: Tensor, rope: Tensor | None) -> Tensor:
-    """Turn the pairs (2i, 2i + 1) of (B, N, C) by the angles whose cosine and sine `rope` holds, (N, C / 2, 2)."""
-    if rope is None:
-        return x
-    cos, sin = rope.detach().to(x.dtype).unbind(-1)
-    even, odd = x[..., ::2], x[..., 1::2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 def linear_attention_reference(
@@ -62,9 +54,9 @@ def linear_attention_reference(
     heads = [num_heads, q.shape[2] // num_heads]
     q, k = F.elu(q) + 1, F.elu(k) + 1
     normaliser = q.unflatten(2, heads).transpose(1, 2) @ k.unflatten(2, heads).mean(1)[..., None] + eps  # (B, h, N, 1)
-    turned_k = _rotate(k, rope).unflatten(2, heads).transpose(1, 2) / q.shape[1]
+    turned_k = rotate(k, rope).unflatten(2, heads).transpose(1, 2) / q.shape[1]
     state = turned_k.mT @ v.unflatten(2, heads).transpose(1, 2)
-    out = _rotate(q, rope).unflatten(2, heads).transpose(1, 2) @ state / normaliser
+    out = rotate(q, rope).unflatten(2, heads).transpose(1, 2) @ state / normaliser
     out = out.transpose(1, 2).flatten(2)
     if add is not None:
         out = out + add
@@ -140,14 +132,15 @@ def _attend_backward(
     """Gradients of q, k, v, add and gate; empty for what was not given."""
     grad, q, k, v = (x.contiguous() for x in (grad, q, k, v))
     rope, add, gate = (None if x is None else x.contiguous() for x in (rope, add, gate))
-    (groups, tiles, splits), constants = _setting(q, num_heads)
+    (groups, tiles, _), constants = _setting(q, num_heads)
     batch, tokens, channels = q.shape
     head, half = channels // num_heads, constants["HALF"]
     g_q, g_k, g_v, g_add, g_gate = _attend_backward_like(grad, q, k, v, rope, add, gate, state, num_heads, eps)
-    parts = state.new_empty(batch, groups, splits, 2, half, 2 * half + 1)
-    query_grad_kernel[(splits, groups, batch)](
+    small_tiles = triton.cdiv(tokens, _GRAD_BLOCK)
+    parts = state.new_empty(batch, groups, small_tiles, 2, half, 2 * half + 1)
+    query_grad_kernel[(small_tiles, groups, batch)](
         grad, q, state, rope, add, gate, g_q, g_add, g_gate, parts, tokens, channels, eps,
-        HEAD=head, SPLIT=_SPLIT, BLOCK=_LOOP_BLOCK, **constants,
+        HEAD=head, BLOCK=_GRAD_BLOCK, **constants,
     )  # fmt: skip
     key_grad_kernel[(tiles, groups, batch)](
         k, v, _mean(parts, tokens), rope, g_k, g_v, tokens, channels, HEAD=head, BLOCK=_BLOCK, **constants
@@ -210,41 +203,6 @@ def _backward(ctx: Any, grad: Tensor, of_state: Tensor) -> tuple[Tensor | None, 
 _attend.register_autograd(_backward, setup_context=_save)
 
 
-def _linear_attention_plain(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    num_heads: int,
-    rope: Tensor | None,
-    add: Tensor | None,
-    gate: Tensor | None,
-    eps: float,
-) -> Tensor:
-    """The CPU path: few, wide products over groups of heads, and steps in place, since memory is what costs here."""
-    batch, tokens, channels = q.shape
-    head = channels // num_heads
-    together = max(n for n in range(1, num_heads + 1) if num_heads % n == 0 and (n == 1 or n * head <= _CPU_GROUP))
-    same_head = torch.block_diag(*[q.new_ones(head, head)] * together)
-
-    def turn(x: Tensor) -> Tensor:
-        if rope is None:
-            return x
-        pairs = torch.view_as_complex(x.reshape(batch, tokens, channels // 2, 2))
-        angles = torch.view_as_complex(rope.detach().to(x.dtype).contiguous())
-        return torch.view_as_real(pairs * angles).flatten(2)
-
-    def split(x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, together * head)).transpose(1, 2)  # (B, groups, N, group width)
-
-    q, k = F.elu(q).add_(1), F.elu(k).add_(1)
-    state = split(turn(k)).mT @ split(v) * (same_head / tokens)
-    normaliser = split(q) @ (k.mean(1).view(batch, -1, together * head, 1) * same_head)
-    out = (split(turn(q)) @ state).div_(normaliser.add_(eps)).transpose(1, 2).flatten(2)
-    if add is not None:
-        out += add
-    return out if gate is None else out.mul_(F.silu(gate))
-
-
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -305,4 +263,8 @@ def _choose(
     q, k, v = q.to(wide), k.to(wide), v.to(wide)
     add, gate = (None if x is None else x.to(wide) for x in (add, gate))
     with outside_autocast(q.device):
-        return _linear_attention_plain(q, k, v, num_heads, rope, add, gate, eps).to(dtype)
+        if torch.compiler.is_compiling() or q.device.type != "cpu":  # a compiler fuses what it can see into
+            return linear_attention_plain(q, k, v, num_heads, rope, add, gate, eps).to(dtype)
+        # torch's stubs do not know that `apply` gives what `forward` does
+        out: Any = LinearAttention.apply(q, k, v, num_heads, rope, add, gate, eps)
+        return out.to(dtype)

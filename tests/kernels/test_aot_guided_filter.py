@@ -6,14 +6,14 @@ pytest.importorskip("triton")
 
 from kernels.aot import assert_fits, compile_kernel
 
-from medseg_kernels import affine_upsample, guided_filter
+from medseg_kernels import affine_upsample, guided_filter_kernels
 from medseg_kernels.dispatch import tl
 
 KERNELS = [
-    (guided_filter._box_kernel, {"MEAN": 1}),
-    (guided_filter._coefficients_kernel, {}),
-    (guided_filter._coefficients_to_sums_kernel, {}),
-    (guided_filter._sums_to_inputs_kernel, {}),
+    (guided_filter_kernels.box_kernel, {"MEAN": 1}),
+    (guided_filter_kernels.coefficients_kernel, {}),
+    (guided_filter_kernels.coefficients_to_sums_kernel, {}),
+    (guided_filter_kernels.sums_to_inputs_kernel, {}),
     (affine_upsample._apply_kernel, {"BACKWARD": False}),
     (affine_upsample._apply_kernel, {"BACKWARD": True}),
     (affine_upsample._apply_grad_kernel, {}),
