@@ -1,8 +1,8 @@
 """Ways to run a network; all give the same scores to rounding.
 
-Measured on two cores, one 160x192x160 window of `brain-structures` (`benchmarks/bench_engines.py`): packing the
-convolution weights channels-last takes 0.56 of the processor time of the plain network and needs no preparation, so it
-is the default on a CPU. `compiled` is not faster there and first compiles for minutes; it pays on long runs on a GPU.
+Measured on two cores, one 128x160x128 window of `brain-structures` (`benchmarks/bench_engines.py`): packing the
+convolution weights channels-last takes 0.78 of the processor time of the plain network and needs no preparation, so it
+is the default on a CPU. `compiled` first compiles for minutes there; it pays on long runs on a GPU.
 """
 
 from __future__ import annotations
