@@ -41,10 +41,19 @@ class Table:
     rounds: int = 3
     rows: list[list[str]] = field(default_factory=list)
 
-    def check(self, name: str, op: Function, reference: Function, inputs: Sequence[Any], **options: Any) -> None:
-        """Compare with float64 before anything is timed; a wrong op ends the program with its errors."""
+    def check(
+        self,
+        name: str,
+        op: Function,
+        reference: Function,
+        inputs: Sequence[Any],
+        *,
+        peers: Sequence[Function] = (),
+        **options: Any,
+    ) -> None:
+        """Compare with float64 and with peers before anything is timed; a wrong op ends the program with its errors."""
         try:
-            assert_matches_reference(op, reference, inputs, options=options, factor=4.0)
+            assert_matches_reference(op, reference, inputs, options=options, peers=peers)
         except AssertionError as wrong:
             sys.exit(f"{name}: wrong, so not timed: {wrong}")
 

@@ -118,7 +118,12 @@ def main() -> None:
     for dtype in [torch.float32] if device.type == "cpu" else [torch.bfloat16, torch.float32]:
         inputs = [x.to(device, dtype) for x in torch.randn(3, 1, 9, 6, 2, 24).unbind(0)]
         inputs += [torch.randn(n, 24, device=device, dtype=dtype) * 0.3 for n in (17, 11)]
-        table.check("relative_attention", relative_attention, relative_attention_reference, inputs)
+        pad = torch.zeros(2, 24, device=device, dtype=dtype)
+
+        def peer(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor, pad: Tensor = pad) -> Tensor:
+            return written_out(q, k, v, (tables[0], tables[1]), None, pad, fused=True)
+
+        table.check("relative_attention", relative_attention, relative_attention_reference, inputs, peers=[peer])
         rows = ROWS[:2] if device.type == "cpu" else ROWS
         for size in rows[:1] if arguments.quick else rows:
             row(table, size, dtype)

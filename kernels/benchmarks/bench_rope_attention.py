@@ -51,7 +51,12 @@ def main() -> None:
         angle = torch.randn(12, 8)
         inputs = [torch.randn(1, n, 1, 16, device=device, dtype=dtype) for n in (12, 27, 27)]
         inputs += [angle.cos().to(device, dtype), angle.sin().to(device, dtype)]
-        table.check("rope_attention", rope_attention, rope_attention_reference, inputs, unrotated=3)
+
+        def peer(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, *, unrotated: int) -> Tensor:
+            parts = (rotate(q, cos, sin), rotate(k, cos, sin, unrotated=unrotated), v)
+            return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in parts)).transpose(1, 2)
+
+        table.check("rope_attention", rope_attention, rope_attention_reference, inputs, peers=[peer], unrotated=3)
         cpu = [(1, 32, 0, None), (7, 32, 64, None)]
         rows = cpu if device.type == "cpu" else [(1, 64, 0, 0.026), (7, 64, 64, 0.126), (16, 64, 64, None)]
         for frames, side, unrotated, floor in rows[:1] if arguments.quick else rows:

@@ -97,7 +97,7 @@ def attend_backward(
             _take(x, rows, width, group.full)
             for x, rows in ((grad, at_q), (q, at_q), (k, at_k), (v, at_k), (out, at_q))
         ]
-        sums = lse[at_q.clamp(min=0)].transpose(1, 2)
+        sums = lse[at_q.clamp(min=0)].masked_fill((at_q < 0)[:, :, None], 0).transpose(1, 2)  # nor a foreign NaN here
         found = _backward(*tiles, sums, 0.0, False, attn_mask=group.mask(q.dtype), scale=scale)
         for whole, part, rows in zip(grads, found, (at_q, at_k, at_k), strict=True):
             _put(whole, part, rows, group.full)

@@ -11,15 +11,13 @@ the CPU path in `buckets.py`.
 
 from __future__ import annotations
 
-from math import log
-
 import torch
 from torch import Tensor
 
 from medseg_kernels.buckets import Bucket, attend, attend_backward, buckets
 from medseg_kernels.dispatch import autocast_together, is_recorded, outside_autocast, uses_triton
 from medseg_kernels.layout import SegmentLayout, padded_width
-from medseg_kernels.softmax_kernels import launch_backward, launch_forward
+from medseg_kernels.softmax_launch import launch_backward, launch_forward
 
 
 def segment_attention_reference(
@@ -113,8 +111,8 @@ def segment_attention_with_lse(
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         added = (None if x is None else x.contiguous() for x in (rel_h, rel_w, bias))
         tables = (layout.q_rows, layout.q_segment, layout.q_start, layout.k_rows, layout.k_segment, layout.k_start)
-        out, lse = _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
-        return out, lse * log(2) if uses_triton(q, k, v) else lse
+        out, sums = _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
+        return out, sums[0] + sums[1].log()
     out, lse = segment_attention_reference(q, k, v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w, bias=bias)
     return out, lse.detach()
 
@@ -136,16 +134,17 @@ def _segment_attention(
     scale: float,
     grid: list[int],
 ) -> tuple[Tensor, Tensor]:
-    """The op that compilers and exporters see: flat arguments, output and log-sum.
+    """The op that compilers and exporters see: flat arguments, output and sums.
 
-    The log-sum stays in its maker's base, 2 in the kernels and e on the CPU: at logits of 500 a conversion would round
-    away digits that the backward pass needs.
+    The sums, (2, Nq, h), are the largest logit and the sum of exp(logit - largest) of each query. PyTorch's fused
+    attention on a CPU knows only the logarithm of the whole, which stands there as the largest, over a sum of one.
     """
     layout = _layout(q_rows, q_segment, q_start, k_rows, k_segment, k_start, grid)
     with outside_autocast(q.device):
         if uses_triton(q, k, v):
             return launch_forward(q, k, v, layout, (rel_h, rel_w, bias), scale)
-        return attend(q, k, v, _buckets(layout), scale)
+        out, lse = attend(q, k, v, _buckets(layout), scale)
+        return out, torch.stack((lse, torch.ones_like(lse)))
 
 
 @torch.library.custom_op("medseg::segment_attention_backward", mutates_args=())
@@ -155,7 +154,7 @@ def _segment_attention_backward(
     k: Tensor,
     v: Tensor,
     out: Tensor,
-    lse: Tensor,
+    sums: Tensor,
     q_rows: Tensor | None,
     q_segment: Tensor,
     q_start: Tensor,
@@ -170,22 +169,21 @@ def _segment_attention_backward(
 ) -> list[Tensor]:
     """Gradients of q, k and v, then of each bias that was given."""
     layout = _layout(q_rows, q_segment, q_start, k_rows, k_segment, k_start, grid)
-    saved = (q, k, v, out, lse)
     with outside_autocast(q.device):
         if uses_triton(q, k, v):
-            grads = launch_backward(saved, grad, layout, (rel_h, rel_w, bias), scale)
+            grads = launch_backward((q, k, v, out, sums), grad, layout, (rel_h, rel_w, bias), scale)
             return [x for x in grads if x is not None]
-        return list(attend_backward(saved, grad, _buckets(layout), scale))
+        return list(attend_backward((q, k, v, out, sums[0]), grad, _buckets(layout), scale))
 
 
 @_segment_attention.register_fake
 def _(q, k, v, q_rows, q_segment, q_start, k_rows, k_segment, k_start, rel_h, rel_w, bias, scale, grid):
-    sums = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(q.shape[0], q.shape[1], v.shape[2]), q.new_empty(q.shape[:2], dtype=sums)
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape[0], q.shape[1], v.shape[2]), q.new_empty((2, *q.shape[:2]), dtype=exact)
 
 
 @_segment_attention_backward.register_fake
-def _(grad, q, k, v, out, lse, *rest):
+def _(grad, q, k, v, out, sums, *rest):
     return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, *rest[6:9]) if x is not None]
 
 
@@ -196,8 +194,8 @@ def _save(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, *rest, out, lse = ctx.saved_tensors
-    found = iter(_segment_attention_backward(grad, q, k, v, out, lse, *rest, ctx.scale, ctx.grid))
+    q, k, v, *rest, out, sums = ctx.saved_tensors
+    found = iter(_segment_attention_backward(grad, q, k, v, out, sums, *rest, ctx.scale, ctx.grid))
     first = [next(found) for _ in range(3)]
     added = [None if x is None else next(found) for x in rest[6:]]
     return *first, *[None] * 6, *added, None, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from medseg_kernels.dispatch import autocast_together, is_recorded, uses_triton
 from medseg_kernels.layout import layout_windows
 from medseg_kernels.softmax_attention import segment_attention
+from medseg_kernels.window_chunks import biased_windows
 
 SMALL = 1024  # pairs of a window up to which plain batched products beat the fused CPU attention's fixed cost
 
@@ -39,6 +41,11 @@ class Windows:
     low: Sequence[int]
     count: Sequence[int]
 
+    @property
+    def full(self) -> bool:
+        """Whether there are no empty cells."""
+        return all(side * n == size for side, n, size in zip(self.side, self.count, self.grid, strict=True))
+
     def cut(self, x: Tensor) -> Tensor:
         """(B, *grid, h, c) to (B * windows, h, tokens, c), zeros in the empty cells."""
         d = len(self.side)
@@ -46,17 +53,21 @@ class Windows:
         around = [(front, count * side - front - size) for size, side, front, count in parts]
         if any(front or back for front, back in around):
             x = F.pad(x, [0, 0, 0, 0, *[n for pair in reversed(around) for n in pair]])
+        return self._by_window(x).flatten(d + 2, 2 * d + 1).flatten(0, d)
+
+    def _by_window(self, x: Tensor) -> Tensor:
+        """(B, *whole grid, h, c) seen as (B, *count, h, *side, c), where nothing sticks out."""
+        d = len(self.side)
         for axis, side in enumerate(self.side):
             x = x.unflatten(1 + 2 * axis, (-1, side))  # (B, n_1, side_1, n_2, side_2, ..., h, c)
-        order = [0, *range(1, 2 * d, 2), 2 * d + 1, *range(2, 2 * d + 1, 2), 2 * d + 2]
-        return x.permute(order).flatten(d + 2, 2 * d + 1).flatten(0, d)
+        return x.permute([0, *range(1, 2 * d, 2), 2 * d + 1, *range(2, 2 * d + 1, 2), 2 * d + 2])
 
     def take(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """What `cut` gives, `pad` (h, c) in the empty cells, by one gather of whole tokens: no padded copy between."""
         rows = self.rows(len(x), x.device)
         empty = (rows < 0).flatten()
         taken = x.flatten(0, -3).index_select(0, rows.clamp(min=0).flatten())
-        if any(side * n != size for side, n, size in zip(self.side, self.count, self.grid, strict=True)):
+        if not self.full:
             filling = 0.0 if pad is None else pad.to(x.dtype)
             taken = torch.where(empty[:, None, None], filling, taken)
         return taken.unflatten(0, rows.shape).transpose(1, 2)
@@ -71,13 +82,25 @@ class Windows:
         keep = [slice(front, front + size) for front, size in zip(self.low, self.grid, strict=True)]
         return x[(slice(None), *keep)]
 
-    def slabs(self) -> Iterator[tuple[slice, Windows]]:
-        """One row of windows after the other along the first axis: where its cells are, and how they are cut."""
-        side, low = self.side[0], self.low[0]
-        for first in range(-low, self.count[0] * side - low, side):
-            cells = slice(max(0, first), min(self.grid[0], first + side))
-            grid = (max(0, cells.stop - cells.start), *self.grid[1:])
-            yield cells, Windows(grid, self.side, (max(0, -first), *self.low[1:]), (1, *self.count[1:]))
+    def put(self, x: Tensor, out: Tensor) -> None:
+        """Write what `join` gives into `out`, (B, *grid, h, c), without a copy between where the windows are full."""
+        if self.full:
+            self._by_window(out).copy_(x.unflatten(2, list(self.side)).unflatten(0, [len(out), *self.count]))
+        else:
+            out.copy_(self.join(x, len(out)))
+
+    def rows_of_windows(self) -> Iterator[tuple[tuple[slice, ...], Windows]]:
+        """One row of windows along the last axis after the other: where its cells are, and how they are cut."""
+        for place in product(*(range(n) for n in self.count[:-1])):
+            first = [n * side - front for n, side, front in zip(place, self.side, self.low, strict=False)]
+            cells = tuple(
+                slice(max(0, begin), max(0, min(size, begin + side)))
+                for begin, side, size in zip(first, self.side, self.grid, strict=False)
+            )
+            grid = [max(0, at.stop - at.start) for at in cells]
+            low = [max(0, -begin) for begin in first]
+            count = [1] * len(place)
+            yield cells, Windows([*grid, self.grid[-1]], self.side, [*low, self.low[-1]], [*count, self.count[-1]])
 
     def rows(self, batch: int, device: torch.device) -> Tensor:
         """Row of (B * cells) per window and place, (B * windows, tokens); -1 in the empty cells."""
@@ -86,8 +109,7 @@ class Windows:
 
     def real(self, batch: int, device: torch.device) -> Tensor | None:
         """(B * windows, tokens) boolean, False in the empty cells; None if there are none."""
-        sides = zip(self.side, self.count, self.grid, strict=True)
-        return None if all(side * n == size for side, n, size in sides) else self.rows(batch, device) >= 0
+        return None if self.full else self.rows(batch, device) >= 0
 
 
 def pair_windows(
@@ -192,17 +214,18 @@ def window_attention(
     given = [x for x in (q, k, v, bias, pad_k, pad_v) if x is not None]
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     if trained or is_recorded() or torch.compiler.is_compiling():
-        return _through_fused(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
+        return at_q.join(_fused(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v)), len(q))
     out = q.new_empty((*q.shape[:-1], v.shape[-1]))
-    for (fine, part_q), (coarse, part_k) in zip(at_q.slabs(), at_k.slabs(), strict=True):
-        if fine.start >= fine.stop:
+    for (fine, part_q), (coarse, part_k) in zip(at_q.rows_of_windows(), at_k.rows_of_windows(), strict=True):
+        if 0 in part_q.grid:
             continue  # pooling left no query in the last keys
-        slab = q[:, fine], k[:, coarse], v[:, coarse], part_q, part_k  # small enough to stay in the cache
-        out[:, fine] = _through_fused(*slab, bias=bias, scale=scale, pad=(pad_k, pad_v))
+        at, seen = (slice(None), *fine), (slice(None), *coarse)
+        parts = q[at], k[seen], v[seen], part_q, part_k  # small enough to stay in the cache
+        part_q.put(_fused(*parts, bias=bias, scale=scale, pad=(pad_k, pad_v)), out[at])
     return out
 
 
-def _through_fused(
+def _fused(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -213,16 +236,24 @@ def _through_fused(
     scale: float | None,
     pad: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
-    """The CPU path: PyTorch's fused attention, windows as its batch; in inference no logits are in memory."""
+    """The CPU path, (B * windows, h, tokens, c_v): PyTorch's fused attention with windows as its batch.
+
+    In inference no logits are in memory.
+    """
     real = at_k.real(len(q), q.device)
     queries, keys, values = at_q.cut(q), _filled(at_k.cut(k), real, pad[0]), _filled(at_k.cut(v), real, pad[1])
-    mask = None if bias is None else bias.to(q.dtype)[None]
-    if real is not None and pad[0] is None:
-        hidden = torch.zeros(real.shape, dtype=q.dtype, device=q.device).masked_fill(~real, float("-inf"))
-        mask = hidden[:, None, None, :] if mask is None else hidden[:, None, None, :] + mask
+    hidden = None if real is None or pad[0] is not None else ~real
+    learned = bias is not None and bias.requires_grad and torch.is_grad_enabled()
+    if bias is not None and learned and q.device.type == "cpu" and not is_recorded():
+        factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+        return biased_windows(queries, keys, values, bias, hidden, factor)
+    mask = None if bias is None else bias.to(q.dtype).contiguous()[None]  # strided, it would be read slowly per window
+    if hidden is not None:
+        empty = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill(hidden, float("-inf"))
+        mask = empty[:, None, None, :] if mask is None else empty[:, None, None, :] + mask
     if mask is not None:
         mask = mask.expand(*queries.shape[:3], -1)
-    return at_q.join(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale), len(q))
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
 
 
 def _filled(x: Tensor, real: Tensor | None, pad: Tensor | None) -> Tensor:

@@ -9,26 +9,28 @@ import pytest
 pytest.importorskip("triton")
 
 from medseg_kernels import softmax_kernels as kernels
+from medseg_kernels import softmax_launch as launches
 from medseg_kernels.dispatch import tl
 from tests.kernels.aot import assert_fits, compile_kernel
 
 CAPABILITIES = [80, 90]
-HEADS = [(24, 24, "bf16"), (32, 32, "bf16"), (64, 64, "bf16"), (80, 80, "bf16"), (96, 96, "bf16"), (256, 64, "bf16")]
-HEADS += [(32, 32, "fp32"), (64, 64, "fp32")]
+HEADS = [(32, 32, "bf16"), (64, 64, "bf16"), (80, 80, "bf16"), (256, 64, "bf16"), (32, 32, "fp32"), (64, 64, "fp32")]
 TABLES = ["q_rows", "q_segment", "q_start", "k_rows", "k_segment", "k_start"]
 STRIDES = ["q_stride", "q_stride_h", "k_stride", "k_stride_h", "v_stride", "v_stride_h"]
 ADDED = {"none": None, "relative 14x14": (14, 14), "relative 64x64": (64, 64), "table": None}
 
 
-def arguments(kernel: Any, widths: tuple[int, int, str], added: str, *, backward: bool) -> tuple[dict[str, Any], dict]:
-    """Argument types of a kernel, and its launch options, as `softmax_kernels` chooses them."""
+def arguments(
+    kernel: Any, widths: tuple[int, int, str], added: str, *, backward: bool, spans: bool = False
+) -> tuple[dict[str, Any], dict]:
+    """Argument types of a kernel, and its launch options, as `softmax_launch` chooses them."""
     D, DV, dtype = widths
-    chosen = kernels.block_sizes(
+    chosen = launches.block_sizes(
         max(D, DV), 2 if dtype == "bf16" else 4, ADDED[added], backward=backward, table=added == "table"
     )
     launch = {"warps": chosen.pop("num_warps"), "stages": chosen.pop("num_stages")}
     values: dict[str, Any] = {f"{name}_ptr": f"*{dtype}" for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv")}
-    values |= {f"{name}_ptr": "*fp32" for name in ("lse", "delta", "partial")}
+    values |= {f"{name}_ptr": "*fp32" for name in ("m", "total", "delta", "partial")}
     values |= {f"{name}_ptr": "*i32" for name in TABLES}
     values |= dict.fromkeys(STRIDES, "i32")
     values |= dict.fromkeys(["q_slots", "k_slots", "KH", "KW", "LQ", "LK", "heads", "segments", "share"], "i32")
@@ -37,8 +39,14 @@ def arguments(kernel: Any, widths: tuple[int, int, str], added: str, *, backward
         values[name] = f"*{dtype}" if relative else None
     values["bias_ptr"] = "*fp32" if table else None
     values |= {name: chosen[name] for name in ("BLOCK_Q", "BLOCK_K", "WIDTH")}
-    values |= {"D": D, "DV": DV, "SCALE": 0.125, "BLOCK_D": kernels.padded_head(D), "BLOCK_DV": kernels.padded_head(DV)}
-    values |= {"PRECISION": "tf32x3" if dtype == "fp32" else "ieee", "ACC": tl.float32, "UPCAST": False}
+    values |= {
+        "D": D,
+        "DV": DV,
+        "SCALE": 0.125,
+        "BLOCK_D": launches.padded_head(D),
+        "BLOCK_DV": launches.padded_head(DV),
+    }
+    values |= {"SPANS": spans, "PRECISION": "tf32x3" if dtype == "fp32" else "ieee", "ACC": tl.float32, "UPCAST": False}
     values["PRECISION"] = tl.constexpr(values["PRECISION"])
     return {name: values[name] for name in kernel.arg_names}, launch
 
@@ -69,6 +77,16 @@ def test_backward(name: str, added: str, capability: int) -> None:
     kernel = getattr(kernels, name)
     types, launch = arguments(kernel, (64, 64, "bf16"), added, backward=True)
     assert_fits(f"{name} {added}", compile_kernel(kernel, types, capability, **launch), capability, spill=64)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", ["_forward_kernel", "_backward_q_kernel", "_backward_kv_kernel"])
+def test_blocks_of_several_segments(name: str, capability: int) -> None:
+    kernel = getattr(kernels, name)
+    backward = name.startswith("_backward")
+    types, launch = arguments(kernel, (32, 32, "bf16"), "none", backward=backward, spans=True)
+    used = compile_kernel(kernel, types, capability, **launch)
+    assert_fits(f"{name} spans", used, capability, spill=64 if backward else 0)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

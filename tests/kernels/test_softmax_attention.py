@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from medseg_kernels.region_attention import region_attention_reference
 from medseg_kernels.softmax_attention import segment_attention, segment_attention_reference, segment_attention_with_lse
 from medseg_kernels.window_attention import window_attention_reference
 from tests.kernels.attention_cases import WINDOWS, labels, ragged, random, relative_case, rope_case, window_case
-from tests.kernels.attention_checks import FACTOR, GridChecks, RegionChecks, SegmentChecks
+from tests.kernels.attention_checks import GridChecks, RegionChecks, SegmentChecks
 
 
 class TestSegments(SegmentChecks):
@@ -38,7 +41,7 @@ def test_large_regions_get_batches_of_their_own() -> None:
     regions = torch.cat((torch.zeros(600), torch.ones(520), torch.full((90,), 2.0), torch.full((80,), 3.0)))[None]
     options = {"scale": 0.3}
     assert_matches_reference(
-        ops.region_attention, region_attention_reference, [*qkv(1, 1290, 1, 8), regions], options=options, factor=FACTOR
+        ops.region_attention, region_attention_reference, [*qkv(1, 1290, 1, 8), regions], options=options
     )
 
 
@@ -59,18 +62,6 @@ def test_log_sums_are_those_of_the_reference() -> None:
     inputs = random(41, 2, 8), random(37, 2, 8), random(37, 2, 8, seed=1)
     got, want = segment_attention_with_lse(*inputs, layout), segment_attention_reference(*inputs, layout)
     torch.testing.assert_close(got[1], want[1])
-
-
-def test_nan_stays_in_its_region() -> None:
-    regions = labels("images that share ids")
-    q, k, v = qkv(*regions.shape, 2, 8)
-    clean = ops.region_attention(q, k, v, regions, scale=0.5)
-    v[0, regions[0] == 1] = float("nan")
-    k[0, regions[0] == 1] = float("inf")
-    other = torch.ones_like(regions, dtype=torch.bool)
-    other[0] = regions[0] != 1
-    got = ops.region_attention(q, k, v, regions, scale=0.5)
-    assert torch.equal(got[other], clean[other])
 
 
 def test_permuted_tokens_permute_the_output() -> None:
@@ -98,10 +89,10 @@ def test_2d_windows_equal_3d_windows_of_depth_one() -> None:
 
 
 @pytest.mark.parametrize("name", WINDOWS)
-def test_fused_windows_and_their_slabs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_windows_and_their_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module("medseg_kernels.window_attention"), "SMALL", 0)
     op, reference, inputs, options = window_case(name, torch.float32)
-    assert_matches_reference(op, reference, inputs, options=options, factor=FACTOR)
+    assert_matches_reference(op, reference, inputs, options=options)
     whole = op(inputs[0].clone().requires_grad_(), *inputs[1:], **options).detach()
     torch.testing.assert_close(op(*inputs, **options), whole, rtol=1e-6, atol=1e-6)
 
@@ -154,6 +145,23 @@ def test_opcheck_of_the_registered_ops() -> None:
     torch.library.opcheck(torch.ops.medseg.segment_attention.default, (q, k, v, *tables, None, None, None, 0.3, []))
     parts = [random(1, 2, 12, n).requires_grad_() for n in (8, 8, 8, 3, 4)]
     torch.library.opcheck(torch.ops.medseg.chunked_attention.default, (*parts, 0.3))
+    windows = [random(*shape).requires_grad_() for shape in ((3, 2, 8, 4), (3, 2, 6, 4), (3, 2, 6, 4), (2, 8, 6))]
+    hidden = torch.arange(18).view(3, 6) % 4 == 1
+    torch.library.opcheck(torch.ops.medseg.biased_windows.default, (*windows, hidden, 0.3))
+
+
+def test_opcheck_of_the_registered_backward_ops() -> None:
+    layout = ragged([9, 0, 4], [4, 2, 7])
+    saved = [random(13, 2, 8, seed=i) for i in range(3)]
+    tables = (layout.q_rows, layout.q_segment, layout.q_start, layout.k_rows, layout.k_segment, layout.k_start)
+    added = (None, None, None, 0.3, [])
+    saved += torch.ops.medseg.segment_attention(*saved, *tables, *added)
+    arguments = (random(13, 2, 8, seed=5), *saved, *tables, *added)
+    torch.library.opcheck(torch.ops.medseg.segment_attention_backward.default, arguments)
+    parts = [random(1, 2, 12, n) for n in (8, 8, 8, 8, 3, 4)]
+    torch.library.opcheck(torch.ops.medseg.chunked_attention_backward.default, (*parts, 0.3))
+    windows = [random(*shape) for shape in ((3, 2, 8, 4), (3, 2, 8, 4), (3, 2, 6, 4), (3, 2, 6, 4), (2, 8, 6))]
+    torch.library.opcheck(torch.ops.medseg.biased_windows_backward.default, (*windows, None, 0.3))
 
 
 class Regions(nn.Module):
@@ -168,19 +176,50 @@ class Relative(nn.Module):
 
 
 @pytest.mark.parametrize("module", [Regions(), Relative()], ids=lambda module: type(module).__name__)
-def test_compile_export_trace_autocast_and_inference_mode(module: nn.Module) -> None:
+def test_compile_export_autocast_and_inference_mode(module: nn.Module) -> None:
     regions = labels("images that share ids")
     inputs = (*qkv(*regions.shape, 2, 8), regions)
     want = module(*inputs)
     torch.testing.assert_close(torch.compile(module, fullgraph=True, backend="aot_eager")(*inputs), want)
     torch.testing.assert_close(torch.export.export(module, inputs).module()(*inputs), want)
-    torch.testing.assert_close(torch.jit.trace(module, inputs)(*inputs), want)
     with torch.inference_mode():
         torch.testing.assert_close(module(*inputs), want)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = module(*inputs)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), want, rtol=0.05, atol=0.05)
+
+
+class Everything(nn.Module):
+    """Each public op once, its output flat."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, regions: Tensor) -> Tensor:
+        fused = [x.flatten(0, 1) for x in (q, k, v)]
+        grids = [x.unflatten(1, (3, 11)) for x in (q, k, v)]
+        angle = q[0, :, 0, :4]
+        found = [
+            ops.region_attention(q, k, v, regions, scale=0.5),
+            ops.segment_attention(*fused, layout_from_labels(regions)),
+            ops.window_attention(*grids, (2, 4), shift=True),
+            ops.relative_attention(*grids, q[0, :5, 0], k[0, :21, 0]),
+            ops.relative_attention(*grids, q[0, :7, 0], k[0, :7, 0], window=4, pad_k=k[0, 0], pad_v=v[0, 0]),
+            ops.rope_attention(q, k, v, angle.cos(), angle.sin()),
+        ]
+        return torch.cat([x.flatten() for x in found])
+
+
+def test_a_traced_model_loads_without_this_package(tmp_path: Path) -> None:
+    regions = labels("images that share ids")
+    inputs = (*qkv(*regions.shape, 2, 8), regions)
+    want = Everything()(*inputs)
+    torch.jit.trace(Everything(), inputs, check_trace=False).save(tmp_path / "traced.ts")
+    torch.save((inputs, want), tmp_path / "seen.pt")
+    code = (
+        "import sys, torch; sys.modules['medseg_kernels'] = sys.modules['triton'] = None;"
+        "inputs, want = torch.load('seen.pt'); got = torch.jit.load('traced.ts')(*inputs);"
+        "torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 
 
 def test_export_with_a_dynamic_number_of_tokens() -> None:
