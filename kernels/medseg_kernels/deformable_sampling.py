@@ -263,7 +263,7 @@ def _sample_plain(value: Tensor, sizes: Sequence[tuple[int, int]], locations: Te
 
 def deform_sample(
     value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
+    spatial_shapes: list[tuple[int, int]],
     locations: Tensor,
     weights: Tensor,
     deterministic: bool | None = None,
@@ -285,15 +285,30 @@ def deform_sample(
     Raises:
         ValueError: The levels do not hold S pixels, or locations and weights do not fit each other.
     """
-    if sum(rows * columns for rows, columns in spatial_shapes) != value.shape[1]:
-        raise ValueError(f"spatial_shapes must hold {value.shape[1]} pixels like value, got {list(spatial_shapes)}")
+    pixels = 0
+    for rows, columns in spatial_shapes:  # a loop, since TorchScript knows no generator of two
+        pixels += rows * columns
+    if pixels != value.shape[1]:
+        raise ValueError(f"spatial_shapes must hold {value.shape[1]} pixels like value, got {spatial_shapes}")
     if locations.shape[:-1] != weights.shape or locations.shape[3] != len(spatial_shapes):
         raise ValueError(
             f"locations must be (B, Q, h, {len(spatial_shapes)}, P, 2) and weights the same without the 2, "
             f"got {list(locations.shape)} and {list(weights.shape)}"
         )
-    if is_recorded():
-        return deform_sample_reference(value, list(spatial_shapes), locations, weights)
+    # TorchScript skips what `is_scripting` guards, but only where it stands in the function itself.
+    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+        return _choose(value, spatial_shapes, locations, weights, deterministic)
+    return deform_sample_reference(value, spatial_shapes, locations, weights)
+
+
+def _choose(
+    value: Tensor,
+    spatial_shapes: list[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    deterministic: bool | None,
+) -> Tensor:
+    """The kernels where they can run, else the CPU path; what a scripted model need not compile."""
     if uses_triton(value, locations, weights):
         fixed = is_deterministic() if deterministic is None else deterministic
         sizes = [side for shape in spatial_shapes for side in shape]

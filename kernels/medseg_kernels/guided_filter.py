@@ -204,10 +204,14 @@ def box_sum(x: Tensor, radius: int) -> Tensor:
     Returns:
         (B, C, h, w) in the dtype of `x`, summed in float32 at least.
     """
+    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+        return _choose_box_sum(x, radius)
+    return box_sum_reference(x, radius)
+
+
+def _choose_box_sum(x: Tensor, radius: int) -> Tensor:
     if uses_triton(x):
         return _box_filter(x, radius, 0)
-    if is_recorded():
-        return box_sum_reference(x, radius)
     wide = x if x.dtype == torch.float64 else x.float()
     return _box(F.pad(wide, [radius] * 4), radius).to(x.dtype)
 

@@ -55,7 +55,7 @@ class LinearAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] torch's decorator
         """The two passes backwards: all that a token's own output tells, then keys and values from the sums."""
         q, k, v, rope, add, gate, states, means = ctx.saved_tensors
         turns, same = _turns(rope, q), _same_head(q, ctx.num_heads)

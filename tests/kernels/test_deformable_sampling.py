@@ -84,7 +84,7 @@ class Net(torch.nn.Module):
         return deform_sample(value, [(1, 5), (4, 3)], locations, weights)
 
 
-def test_compile_export_and_trace(generator: torch.Generator) -> None:
+def test_compile_export_script_and_trace(generator: torch.Generator) -> None:
     value, _, locations, weights = maps(CASES[1], generator)
     arguments = (value, locations, weights)
     want = Net()(*arguments)
@@ -93,9 +93,9 @@ def test_compile_export_and_trace(generator: torch.Generator) -> None:
     sizes = ({0: batch}, {0: batch, 1: queries}, {0: batch, 1: queries})
     exported = torch.export.export(Net(), arguments, dynamic_shapes=sizes).module()
     torch.testing.assert_close(exported(value, locations[:, :4], weights[:, :4]), want[:, :4])
-    traced = torch.jit.trace(Net(), arguments)
-    assert "medseg::" not in str(traced.inlined_graph)
-    torch.testing.assert_close(traced(*arguments), want)
+    for frozen in (torch.jit.trace(Net(), arguments), torch.jit.script(Net())):
+        assert "medseg::" not in str(frozen.inlined_graph)
+        torch.testing.assert_close(frozen(*arguments), want)
 
 
 def test_autocast_and_inference_mode_keep_the_dtype(generator: torch.Generator) -> None:
