@@ -24,7 +24,7 @@ class GreyValuePosterior(nn.Module):
         rounds: How often means and variances are read off.
         prior: Exponent a of the network's probabilities, below 1 because neighbouring voxels repeat each other.
         stride: Every how many voxels per axis the grey values are read; a million are plenty for a mean.
-        floor: Least variance, of grey values scaled to about [0, 1].
+        floor: Least variance, above 0, of grey values scaled to about [0, 1].
     """
 
     def __init__(

@@ -11,9 +11,9 @@ from monai.transforms.transform import MapTransform
 
 from medseg_pipelines.load import load_model
 from medseg_pipelines.portable import LabelInferer, LoadVolumed, PrepareVolumed, as_tensor, as_volume
-from medseg_pipelines.segmentation import preparation_of
+from medseg_pipelines.segmentation import body_of, preparation_of
 
-__all__ = ["LabelInferer", "LoadVolumed", "PrepareVolumed", "Segmentd", "preparation_of"]
+__all__ = ["LabelInferer", "LoadVolumed", "PrepareVolumed", "Segmentd", "body_of", "preparation_of"]
 
 
 class Segmentd(MapTransform):

@@ -27,7 +27,7 @@ def test_the_border_moves_to_where_the_image_has_it() -> None:
 
 def test_any_contrast_works_alike() -> None:
     scores, image, _ = _two_tissues(0.4)
-    posterior = GreyValuePosterior(3, floor=0.0)
+    posterior = GreyValuePosterior(3)
     same = posterior(scores, image).argmax(1) == posterior(scores, 1 - image).argmax(1)
     assert same.float().mean() > 0.999  # the one voxel by which an absent class is held finite lies at grey value 0
 

@@ -16,7 +16,7 @@ from medseg.io import read, write
 from medseg.volume import Volume
 from medseg_pipelines import load_model
 from medseg_pipelines.recipe import load_recipe
-from medseg_pipelines.transforms import LabelInferer, LoadVolumed, PrepareVolumed, Segmentd, preparation_of
+from medseg_pipelines.transforms import LabelInferer, LoadVolumed, PrepareVolumed, Segmentd, body_of, preparation_of
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,11 @@ def test_parts_give_what_the_model_gives_through_a_batch(model_folder: Path, sca
     before = Compose([LoadVolumed("image"), PrepareVolumed("image", **preparation_of(recipe))])
     batch = list_data_collate([before({"image": str(scan)})])
     inferer = LabelInferer(
-        window=recipe.inference.window, overlap=recipe.inference.overlap, table=recipe.decode.table, multiple=2
+        window=recipe.inference.window,
+        overlap=recipe.inference.overlap,
+        table=recipe.decode.table,
+        multiple=2,
+        body=body_of(recipe),
     )
     batch["pred"] = inferer(batch["image"], segmentation._predict)
     case = decollate_batch(batch)[0]

@@ -152,7 +152,7 @@ def _recipe(metadata: dict[str, Any], found: Understood, model: str) -> dict[str
         "licence": _text(metadata.get("copyright"), "not stated; see LICENSE in its folder"),
         "network": found.network,
         "labels": labels,
-        "decode": {"table": table},
+        "decode": {"table": table, "body": found.body},
         "preparation": found.preparation,
         "inference": {**found.inference, "bytes_per_voxel": 1000},  # not measured: rather too much than too little
         "scope": {"modalities": modalities, **_ANYTHING},

@@ -31,6 +31,7 @@ class Understood:
         preparation: The section of that name.
         inference: The section of that name.
         table: Of `decode`, where the bundle is one of ours; else one class per channel.
+        body: Of `decode`, where the bundle is one of ours.
         notes: Where our step is not to the last digit what MONAI's is.
     """
 
@@ -38,6 +39,7 @@ class Understood:
     preparation: dict[str, Any] = field(default_factory=dict)
     inference: dict[str, Any] = field(default_factory=dict)
     table: list[list[int]] | None = None
+    body: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -106,7 +108,7 @@ def _inferer(config: Config, found: Understood) -> None:
     component = config.component(config.content.get("inferer"))
     if component is not None and component.target == f"{_OURS}LabelInferer":
         given = component.arguments
-        found.table = _table(given.get("table"))
+        found.table, found.body = _table(given.get("table")), given.get("body")
         found.inference = {key: given[key] for key in ("window", "overlap", "whole_window") if key in given}
         return
     if component is None or not component.stock or component.name != "SlidingWindowInferer":
