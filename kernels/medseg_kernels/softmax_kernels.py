@@ -284,7 +284,7 @@ def _backward_bias_kernel(
     inside = (y < LQ)[:, None] & (x < LK)
     added = tl.load(bias_ptr + (h * LQ + y)[:, None] * LK + x, mask=inside, other=0.0).to(ACC)
 
-    total = tl.zeros((BLOCK_Q, BLOCK_K), ACC)
+    acc = tl.zeros((BLOCK_Q, BLOCK_K), ACC)
     for segment in tl.range(part * share, tl.minimum(part * share + share, segments)):
         q_begin, q_end = tl.load(q_start_ptr + segment) + q_place, tl.load(q_start_ptr + segment + 1)
         k_begin, k_end = tl.load(k_start_ptr + segment) + k_place, tl.load(k_start_ptr + segment + 1)
@@ -299,7 +299,7 @@ def _backward_bias_kernel(
         total = tl.load(total_ptr + q_row * heads + h, mask=q_real, other=1.0)
         delta = tl.load(delta_ptr + q_row * heads + h, mask=q_real, other=0.0)
         _, ds = _weights(q, k, v, grad, m, total, delta, added, q_segment, k_segment, SCALE, PRECISION, ACC)
-        total += ds
+        acc += ds
 
     at = partial_ptr + ((part * heads + h) * LQ + y)[:, None] * LK + x
-    tl.store(at, total, mask=inside)
+    tl.store(at, acc, mask=inside)
