@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_SLAB = 16  # planes decided at once: the tensors of a step stay small beside those of the network
+
 
 class GreyValuePosterior(nn.Module):
     """Class scores sharpened by the grey values of the window they belong to.
@@ -35,17 +37,25 @@ class GreyValuePosterior(nn.Module):
 
     def forward(self, scores: Tensor, image: Tensor) -> Tensor:
         """(B, K, *grid) scores and the (B, 1, *grid) image they belong to; to (B, K, *grid) float32 scores."""
-        network = scores[:, : self.classes].float().log_softmax(1)
-        prior = self.prior * network
         some = (slice(None), slice(None), *[slice(None, None, self.stride)] * (image.dim() - 2))
-        sample, grey = prior[some].flatten(2), image[some].float().flatten(2)  # (B, C, n), (B, 1, n)
+        sample = self.prior * scores[:, : self.classes][some].float().log_softmax(1).flatten(2)  # (B, C, n)
+        grey = image[some].float().flatten(2)  # (B, 1, n)
         share = (sample / self.prior).exp()
         for _ in range(self.rounds):
             mean, variance = self._moments(share, grey)
             share = (sample + _log_normal(grey, mean, variance)).softmax(1)
         mean, variance = self._moments(share, grey)
-        inside = prior[:, 1:].flatten(2) + _log_normal(image.float().flatten(2), mean[:, 1:], variance[:, 1:])
-        inside = inside.log_softmax(1).view_as(prior[:, 1:]) + network[:, 1:].logsumexp(1, keepdim=True)
+        if torch.jit.is_tracing():  # a trace would keep the number of slabs
+            return self._decide(scores, image, mean, variance)
+        slabs = zip(scores.split(_SLAB, dim=2), image.split(_SLAB, dim=2), strict=True)
+        return torch.cat([self._decide(part, grey, mean, variance) for part, grey in slabs], dim=2)
+
+    def _decide(self, scores: Tensor, image: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """Bayes' rule among the classes that are not background, whose sum stays what the network said."""
+        network = scores[:, : self.classes].float().log_softmax(1)
+        inside = self.prior * network[:, 1:].flatten(2)
+        inside = inside + _log_normal(image.float().flatten(2), mean[:, 1:], variance[:, 1:])
+        inside = inside.log_softmax(1).view_as(network[:, 1:]) + network[:, 1:].logsumexp(1, keepdim=True)
         return torch.cat((network[:, :1], inside, scores[:, self.classes :].float()), dim=1)
 
     def _moments(self, share: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
