@@ -17,15 +17,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 import golden_kinds
 import golden_kinds_db_sam
 import golden_kinds_disgan
 import golden_kinds_fsg_net
 import golden_kinds_her_seg
 import golden_kinds_rat
-import torch
 from golden_vectors import KINDS, UninterpretableError, compare, read
-
 from medseg_kernels.dispatch import INTERPRETED
 
 # Modules that register their kinds by being imported.

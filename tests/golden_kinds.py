@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from torch import nn
 
+from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from medseg.networks import db_sam, disgan, sam, sam2_sgp
 from medseg_kernels import deform_sample
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from torch.nn import functional as F
 
+from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from medseg.networks import db_sam, db_sam_branch, sam
 
 

@@ -7,10 +7,10 @@ import re
 from dataclasses import replace
 
 import torch
-from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from medseg.networks import disgan, disgan_training
 
 

@@ -7,9 +7,9 @@ from math import ceil
 
 import numpy as np
 import torch
-from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
 from torch import Tensor, nn
 
+from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
 from medseg import losses
 from medseg.networks import fsg_net, fsg_net_training
 from medseg_kernels import box_sum

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from golden_vectors import Tensors, Vector, kind, weights, with_gradients
 from medseg import losses
 from medseg.networks import her_seg
 from medseg.networks.her_seg_decoder import MaskDecoder

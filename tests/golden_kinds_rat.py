@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
 from torch import Tensor
 
+from golden_vectors import Tensors, Vector, as_float64, kind, weights, with_gradients
 from medseg import losses, metrics, regions
 from medseg.networks import rat
 from medseg.networks.blocks import ChannelNorm

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import golden
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+import golden
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden"
 MET = [

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_model import build_tiny_model, head
 from typer.testing import CliRunner, Result
 
 from medseg.io import write
 from medseg_app.cli import app
+from tiny_model import build_tiny_model, head
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 Call = Callable[..., Result]

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from zoo_bundles import build_zoo_bundle, config, write_config
 
 from medseg_pipelines.bundle import check
 from medseg_pipelines.bundle.check import Point, Report
+from zoo_bundles import build_zoo_bundle, config, write_config
 
 from .conftest import Call
 

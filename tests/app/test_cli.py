@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import head
 
 from medseg.errors import UsageError
 from medseg.io import write
 from medseg_app.options import parse_size
+from tiny_model import head
 
 from .conftest import Call
 

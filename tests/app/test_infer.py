@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_model import head
 
 from medseg.io import read, write
 from medseg_pipelines import load_model
+from tiny_model import head
 
 from .conftest import Call, Cli
 

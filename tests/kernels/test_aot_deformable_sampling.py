@@ -5,7 +5,6 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.aot import assert_fits, compile_kernel
-
 from medseg_kernels.deformable_sampling import _sample_grad_kernel, _sample_kernel
 from medseg_kernels.dispatch import tl
 

@@ -5,7 +5,6 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.aot import assert_fits, compile_kernel
-
 from medseg_kernels import affine_upsample, guided_filter_kernels
 from medseg_kernels.dispatch import tl
 

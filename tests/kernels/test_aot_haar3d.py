@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.aot import assert_fits, compile_kernel
-
 from medseg_kernels.dispatch import tl
 from medseg_kernels.haar3d import _BLOCK, _haar3d_kernel, _ihaar3d_kernel
 

@@ -7,7 +7,6 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.aot import assert_fits, compile_kernel
-
 from medseg_kernels import linear_attention_kernels
 from medseg_kernels.dispatch import tl
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brain_labels import TISSUES, head_labels
 from torch import Tensor
 
+from brain_labels import TISSUES, head_labels
 from medseg.synthesis import (
     IGNORE,
     Sample,

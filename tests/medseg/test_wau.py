@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from memory import Memory, memory_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.networks import build_network, network_names
 from medseg.networks.wau import AttentionDecoder, WAUNet, WindowAttentionUpsample, build_upsample
+from memory import Memory, memory_of
 
 # deep grid, ratio, M, batch: windows that divide the grid, that do not, and one larger than the map
 CASES = [

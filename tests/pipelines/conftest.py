@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tiny_model import build_tiny_model
 
 

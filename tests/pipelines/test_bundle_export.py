@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_model import WINDOW
 
 from medseg import io
 from medseg.errors import MedsegError, ModelMissing, UsageError
@@ -24,6 +23,7 @@ from medseg_pipelines.bundle.archive import MANIFEST, METADATA, file_names, read
 from medseg_pipelines.bundle.torchscript import LabelScores
 from medseg_pipelines.bundle.vendor import closure, foreign_imports, redirected
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_names
+from tiny_model import WINDOW
 
 # What a machine with MONAI and the extras that it declares has.
 BROUGHT = set(sys.stdlib_module_names) | {"torch", "monai", "numpy", "scipy", "nibabel"}

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle.config_parser import ConfigParser
-from zoo_bundles import WINDOW, build_network, build_zoo_bundle, config, write_config
 
 from medseg import Volume, write
 from medseg.errors import InputRefused, ModelMissing, UsageError
@@ -21,6 +20,7 @@ from medseg_pipelines import load_model, nets
 from medseg_pipelines.bundle.archive import pack
 from medseg_pipelines.bundle.importing import import_bundle
 from medseg_pipelines.recipe import imported_names, load_recipe
+from zoo_bundles import WINDOW, build_network, build_zoo_bundle, config, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,8 @@ def test_texts_of_others_cannot_reach_into_the_terminal(bundle: Path) -> None:
 
 
 def test_an_exported_bundle_comes_back_as_the_same_model(model_folder: Path, tmp_path: Path) -> None:
-    from tiny_model import head
-
     from medseg_pipelines.bundle.export import build
+    from tiny_model import head
 
     (tmp_path / "ours").mkdir()
     build(model_folder, tmp_path / "ours")

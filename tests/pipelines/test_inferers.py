@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memory import memory_of
 from torch import Tensor, nn
 
 from medseg.errors import Cancelled
 from medseg_pipelines.inferers import Plan, label_volume, plan
+from memory import memory_of
 
 SIDED = np.array([[0, 0], [2, 1], [3, 3], [5, 4]])
 UNSIDED = np.array([[0, 0], [1, 1], [7, 7]])

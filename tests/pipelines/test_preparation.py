@@ -12,10 +12,10 @@ from monai.transforms.intensity.array import (
     ScaleIntensityRangePercentiles,
 )
 from pydantic import ValidationError
-from tiny_model import head
 
 from medseg_pipelines.preparation import prepare, rescale, way
 from medseg_pipelines.recipe import Intensity
+from tiny_model import head
 
 GREY = np.random.default_rng(0).normal(30, 100, (1, 9, 10, 11)).astype(np.float32) * (
     np.random.default_rng(1).random((1, 9, 10, 11)) > 0.3

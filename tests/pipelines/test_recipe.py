@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_model import tiny_recipe
 
 from medseg.errors import ModelMissing, UsageError
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_names
+from tiny_model import tiny_recipe
 
 
 def _error(folder: Path, content: Any) -> str:

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_model import head
 
 from medseg.errors import InputRefused
 from medseg.volume import Volume
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.scope import choose_model, implausible_size, judge, require_in_scope
+from tiny_model import head
 
 SCOPE = load_recipe("brain-structures").scope
 

@@ -7,7 +7,6 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import head
 
 import medseg
 from medseg.errors import Cancelled, InputRefused, ModelMissing, UsageError
@@ -19,6 +18,7 @@ from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.replay import replay
 from medseg_pipelines.segmentation import Segmentation
 from medseg_pipelines.words import UNTRAINED
+from tiny_model import head
 
 FILES = ["labels.json", "labels.nii.gz", "manifest.json", "preview.png", "statistics.csv", "statistics.json"]
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from brain_labels import head_labels
-from tiny_model import tiny_recipe
 
+from brain_labels import head_labels
 from medseg.errors import Cancelled, InputRefused, UsageError
 from medseg.io import write
 from medseg.networks import build_network
@@ -21,6 +20,7 @@ from medseg.weights import load_weights
 from medseg_pipelines import training
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe
 from medseg_pipelines.training import Diverged, SyntheticImages, Trainer, learning_rate_at, train, training_options
+from tiny_model import tiny_recipe
 
 CROP = [16, 16, 16]
 PLAIN = {  # images as easy as they get: one contrast, no degradation, the head as it is

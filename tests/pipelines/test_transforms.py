@@ -9,7 +9,6 @@ from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import decollate_batch, list_data_collate
 from monai.transforms.compose import Compose
 from monai.transforms.post.dictionary import Invertd
-from tiny_model import head
 
 from medseg.geometry import to_ras
 from medseg.io import read, write
@@ -17,6 +16,7 @@ from medseg.volume import Volume
 from medseg_pipelines import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.transforms import LabelInferer, LoadVolumed, PrepareVolumed, Segmentd, body_of, preparation_of
+from tiny_model import head
 
 
 @pytest.fixture(scope="module")
