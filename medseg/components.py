@@ -21,11 +21,12 @@ def keep_largest(labels: np.ndarray, *, loose: Collection[int] = (), reach: int 
         Same shape and dtype; islands and far fluid are 0. Unchanged where nothing but background and fluid was found.
     """
     body = (labels > 0) & ~np.isin(labels, list(loose))
-    parts, count = ndimage.label(body)
-    if count == 0:
+    if not body.any():
         return labels
+    parts = np.empty(labels.shape, np.int32)
+    ndimage.label(body, output=parts)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     body = parts == sizes.argmax()
-    near = ndimage.distance_transform_edt(~body) <= reach if reach else body
+    near = np.asarray(ndimage.distance_transform_edt(~body)) <= reach if reach else body
     return np.where(body | (near & np.isin(labels, list(loose))), labels, 0).astype(labels.dtype)

@@ -121,7 +121,7 @@ class DeformableAttention(nn.Module):
         """Queries (B, Q, C), their places (B, Q, L, 2) and flattened maps (B, S, C) to (B, Q, C)."""
         locations, weights = self.points(query, references, spatial_shapes)
         value = self.value_proj(values).unflatten(2, (self.shape[0], -1))
-        return self.output_proj(deform_sample(value, spatial_shapes, locations, weights))
+        return self.output_proj(deform_sample(value, list(spatial_shapes), locations, weights))
 
     def points(
         self, query: Tensor, references: Tensor, spatial_shapes: Sequence[tuple[int, int]]

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from medseg_kernels.dispatch import is_recorded
+
 _SLAB = 16  # planes decided at once: the tensors of a step stay small beside those of the network
 
 
@@ -45,7 +47,7 @@ class GreyValuePosterior(nn.Module):
             mean, variance = self._moments(share, grey)
             share = (sample + _log_normal(grey, mean, variance)).softmax(1)
         mean, variance = self._moments(share, grey)
-        if torch.jit.is_tracing():  # a trace would keep the number of slabs
+        if is_recorded():  # a trace would keep the number of slabs
             return self._decide(scores, image, mean, variance)
         slabs = zip(scores.split(_SLAB, dim=2), image.split(_SLAB, dim=2), strict=True)
         return torch.cat([self._decide(part, grey, mean, variance) for part, grey in slabs], dim=2)
