@@ -114,7 +114,18 @@ def test_doctor_finds_devices_engines_and_models(call: Call) -> None:
 
 def _start(scan: Path, model: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "medseg_app", "infer", str(scan), "-m", str(model), "-o", str(scan.parent / "out")]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_hear_ctrl_c,
+    )
+
+
+def _hear_ctrl_c() -> None:
+    """Tests that run in the background inherit a deaf ear for SIGINT; a terminal's command has none."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _left(scan: Path) -> set[str]:
