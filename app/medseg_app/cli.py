@@ -9,6 +9,7 @@ import typer
 
 from medseg import __version__
 from medseg_app.bundle_cli import app as bundle_app
+from medseg_app.dicom_cli import app as dicom_app
 from medseg_app.exits import CANCELLED, answering, stop_on_terminate
 from medseg_app.options import (
     COMPUTE,
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bundle_app)
+app.add_typer(dicom_app)
 
 
 def main() -> None:
