@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
 from medseg.networks.blocks import ChannelNorm, conv_norm, interpolate_to
-from medseg.networks.her_seg_decoder import MaskDecoder, PromptEncoder
+from medseg.networks.her_seg_decoder import MaskDecoder
+from medseg.networks.sam_decoder import PromptEncoder
 from medseg.weights import fill
 from medseg_kernels import linear_attention
 
@@ -317,7 +318,7 @@ class HERSeg(nn.Module):
             nn.Conv2d(size.dim, size.dim, kernel_size=3, padding=1, bias=False),
             ChannelNorm(size.dim),
         )
-        self.prompt_encoder = PromptEncoder(size.dim, size.mask_channels)
+        self.prompt_encoder = PromptEncoder(size.dim, PATCH, size.mask_channels)
         masks = out_channels if out_channels > 1 else 3
         self.mask_decoder = MaskDecoder(size.dim, size.heads, size.mlp_dim, num_masks=masks, meta_pool=meta_pool)
 
@@ -342,11 +343,11 @@ class HERSeg(nn.Module):
             (B, out_channels, H, W); sigmoid or softmax is left to the caller.
         """
         feature = self.features(image)
-        size = (image.shape[2], image.shape[3])
-        prompts = None if boxes is None else self.prompt_encoder.boxes(boxes, size)
-        position = self.prompt_encoder.pe_layer.grid((feature.shape[2], feature.shape[3]))
-        dense = feature + self.prompt_encoder.no_mask()
-        return interpolate_to(self.mask_decoder(dense, position, prompts, masks=self.out_channels), size)
+        grid = (feature.shape[2], feature.shape[3])
+        prompts, dense = self.prompt_encoder(grid, boxes=boxes)
+        places = self.prompt_encoder.dense_pe(grid)
+        masks = self.mask_decoder(feature + dense, places, prompts, masks=self.out_channels)
+        return interpolate_to(masks, (image.shape[2], image.shape[3]))
 
 
 def load_published(network: HERSeg, state: Mapping[str, Tensor]) -> list[str]:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
 from medseg.networks.blocks import ChannelNorm
-from medseg.networks.sam_decoder import MaskDecoder, Mlp, PromptEncoder
+from medseg.networks.sam_decoder import MaskDecoder, PromptEncoder
+from medseg.networks.sam_transformer import Mlp
 from medseg_kernels import relative_attention
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # of red, green and blue in 0..255; not part of any checkpoint

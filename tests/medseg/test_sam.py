@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
 from medseg.networks import build_network, sam
-from medseg.networks.sam_decoder import DecoderAttention, PromptEncoder
+from medseg.networks.sam_decoder import PromptEncoder
+from medseg.networks.sam_transformer import DecoderAttention
 
 TINY: dict[str, Any] = {
     "embed_dim": 16,
