@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import permutations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Source:
     """What the file or image object said beyond voxels and affine; neither its path nor its free text.
 
     Attributes:
-        format: "NIfTI-1", "NIfTI-2", "MGH", "NRRD", "MetaImage", or "memory".
+        format: "NIfTI-1", "NIfTI-2", "MGH", "NRRD", "MetaImage", "DICOM", or "memory".
         shape: Stored axes, time and vector axes included.
         dtype: Stored voxel type, in native byte order.
         byte_order: Byte order of the stored voxels.
@@ -80,6 +80,7 @@ class Source:
         qform: (4, 4) NIfTI qform in the file's own unit, or None.
         sform: (4, 4) NIfTI sform in the file's own unit, or None.
         fields: The NIfTI header fields that hold the geometry, bit for bit, so that writing can repeat them.
+        series: The `medseg.io.dicom.DicomSeries` that the volume came from, so that DICOM results can refer to it.
     """
 
     format: str
@@ -95,6 +96,7 @@ class Source:
     qform: np.ndarray | None = None
     sform: np.ndarray | None = None
     fields: Mapping[str, np.ndarray] = field(default_factory=dict)
+    series: Any = field(default=None, repr=False)  # typed as what it is only in `io`, which lies above this file
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,13 +14,25 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import InputRefused, UsageError
-from medseg.io import series, stream
+from medseg.io import stream
 from medseg.io.checks import decoded_bytes, judge
-from medseg.io.header import Header, Inspection, Problem
+from medseg.io.header import Header, Inspection, Problem, SeriesSummary
+from medseg.io.series import is_series
 from medseg.io.voxels import finished
 from medseg.volume import Grid, Kind, Volume
 
-__all__ = ["Inspection", "Problem", "from_nibabel", "from_sitk", "inspect", "read", "to_nibabel", "to_sitk", "write"]
+__all__ = [
+    "Inspection",
+    "Problem",
+    "SeriesSummary",
+    "from_nibabel",
+    "from_sitk",
+    "inspect",
+    "read",
+    "to_nibabel",
+    "to_sitk",
+    "write",
+]
 
 _NIFTI = (".nii", ".nii.gz")
 _PAIR = (".hdr", ".img")
@@ -34,40 +46,60 @@ def read(
     time_point: int | None = None,
     kind: Kind = "image",
     memory_limit: int | None = None,
+    series: str | None = None,
+    correct_geometry: bool = False,
 ) -> Volume:
-    """The volume in a file: `.nii`, `.nii.gz`, `.hdr`/`.img`, `.mgz`, `.mgh`, `.nrrd`, `.mha`, `.mhd`.
+    """The volume in a file: `.nii`, `.nii.gz`, `.hdr`/`.img`, `.mgz`, `.mgh`, `.nrrd`, `.mha`, `.mhd`; or in DICOM.
+
+    DICOM may come as a folder, a zip archive, a DICOMDIR, or one file.
 
     Args:
-        path: The file.
+        path: The file or folder.
         time_point: Index from 0 into the fourth axis; needed where that axis is longer than 1.
         kind: "labels" rounds to whole numbers and allows one value everywhere.
         memory_limit: Bytes that the decoded voxels may take; by default half of the machine's memory.
+        series: Which DICOM series, by its number in `inspect(path).series` or its UID; needed where there are several.
+        correct_geometry: Resample tilted, uneven or missing DICOM slices to a regular grid, guess positions not stated.
 
     Raises:
         InputRefused: The file is damaged, no scalar volume, without usable geometry, constant, or too large.
-        UsageError: There is no such file, or no such time point.
+        UsageError: There is no such file, series or time point.
     """
     path = Path(path)
     with _named(path):
+        if _is_dicom(path):
+            return _read_series(path, time_point, kind, memory_limit, series, correct=correct_geometry)
         reader = _reader(path)
         header = reader.read_header(path)
         affine, notes, frame = _accept(header, time_point, memory_limit)
         return _volume(reader.read_voxels(path, header, frame), header, affine, kind, notes)
 
 
-def inspect(path: str | PathLike[str], *, memory_limit: int | None = None) -> Inspection:
+def inspect(
+    path: str | PathLike[str],
+    *,
+    memory_limit: int | None = None,
+    series: str | None = None,
+    correct_geometry: bool = False,
+) -> Inspection:
     """What the header says and what is wrong with it; a bad file gives problems instead of an exception.
 
     Voxels are not decoded, so a constant image or NaN voxels are found by `read` only.
 
     Args:
-        path: The file.
+        path: The file or folder.
         memory_limit: Bytes that the decoded voxels may take; by default half of the machine's memory.
+        series: As for `read`.
+        correct_geometry: As for `read`.
 
     Raises:
-        UsageError: There is no such file.
+        UsageError: There is no such file or series.
     """
     path = Path(path)
+    if _is_dicom(path):
+        from medseg.io import dicom
+
+        return dicom.inspect_series(path, series=series, correct=correct_geometry, memory_limit=memory_limit)
     try:
         header = _reader(path).read_header(path)
     except InputRefused as refusal:
@@ -169,14 +201,28 @@ def _ending(path: Path) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else path.suffix.lower()
 
 
-def _reader(path: Path) -> ModuleType:
-    """The module that reads what this name stands for."""
+def _is_dicom(path: Path) -> bool:
+    """Whether the path, which must be there and readable, would hold DICOM."""
     if not path.exists():
         raise UsageError(f"{path.name}: no such file; check the path")
     if not os.access(path, os.R_OK):
         raise UsageError(f"{path.name}: the file must be readable, got no permission; change its mode or owner")
-    if series.is_series(path):
-        series.refuse(path)
+    return is_series(path)
+
+
+def _read_series(
+    path: Path, time_point: int | None, kind: Kind, memory_limit: int | None, series: str | None, *, correct: bool
+) -> Volume:
+    from medseg.io import dicom  # pydicom takes longer to load than most volumes to read
+
+    opened, header = dicom.open_series(path, series=series, correct=correct)
+    affine, notes, frame = _accept(header, time_point, memory_limit)
+    source = replace(header.source, series=opened.at_time(frame))
+    return _volume(opened.read_voxels(frame), replace(header, source=source), affine, kind, notes)
+
+
+def _reader(path: Path) -> ModuleType:
+    """The module that reads what this name stands for."""
     ending = _ending(path)
     known = (*_NIFTI, *_PAIR, *_MGH, *_ITK)
     if ending not in known:

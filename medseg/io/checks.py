@@ -40,6 +40,8 @@ def judge(
 def decoded_bytes(header: Header) -> int:
     """Bytes that one time point takes while it is decoded: the stored values, and the scaled ones beside them."""
     count = int(np.prod(header.shape[:3], dtype=object)) * header.components
+    if header.decoded_itemsize is not None:
+        return count * header.decoded_itemsize
     scaled = (header.source.slope, header.source.intercept) != (1.0, 0.0)
     return count * (header.dtype.itemsize + (scaled_dtype(header.dtype).itemsize if scaled else 0))
 

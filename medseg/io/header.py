@@ -39,6 +39,7 @@ class Header:
         source: What the volume remembers of the file; its affine is not yet the checked one.
         offset: First byte of the voxels in the (unpacked) file.
         problems: What parsing found.
+        decoded_itemsize: Bytes that a voxel takes while it is decoded, where the reader scales slice by slice.
     """
 
     shape: tuple[int, ...]
@@ -48,6 +49,40 @@ class Header:
     components: int = 1
     offset: int = 0
     problems: tuple[Problem, ...] = ()
+    decoded_itemsize: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SeriesSummary:
+    """One DICOM series among those behind a path; free text of the files is not repeated.
+
+    Attributes:
+        number: Place in the list, from 1, by which it is chosen.
+        uid: Series instance UID.
+        series_number: Series number as stated.
+        modality: As stated, for example "CT".
+        kind: "image", "localiser", or "other" for what has no pixels.
+        files: How many files it has.
+        images: How many frames.
+        shape: Columns, rows and slices of one time point.
+        spacing: Millimetres along these, where they form a grid.
+        orientation: Three letters such as "LPS", where they form a grid.
+        time_points: Volumes at the same place.
+        problems: What was found, errors where it cannot be read.
+    """
+
+    number: int
+    uid: str
+    series_number: int | None
+    modality: str
+    kind: Literal["image", "localiser", "other"]
+    files: int
+    images: int = 0
+    shape: tuple[int, int, int] | None = None
+    spacing: tuple[float, float, float] | None = None
+    orientation: str | None = None
+    time_points: int = 1
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +91,7 @@ class Inspection:
 
     Attributes:
         name: File name without its folder.
-        format: "NIfTI-1", "NIfTI-2", "MGH", "NRRD", "MetaImage", or None.
+        format: "NIfTI-1", "NIfTI-2", "MGH", "NRRD", "MetaImage", "DICOM", or None.
         shape: All stored axes.
         spacing: Millimetres per voxel along the first three axes.
         orientation: Three letters such as "RAS".
@@ -69,6 +104,7 @@ class Inspection:
         sform_code: NIfTI sform code.
         memory: Bytes that one decoded time point takes.
         problems: Findings, errors first.
+        series: Every DICOM series behind the path; empty for other formats.
     """
 
     name: str
@@ -85,6 +121,7 @@ class Inspection:
     sform_code: int | None = None
     memory: int | None = None
     problems: tuple[Problem, ...] = ()
+    series: tuple[SeriesSummary, ...] = ()
 
     @property
     def readable(self) -> bool:
