@@ -22,7 +22,8 @@ from medseg.volume import Volume
 from medseg_pipelines.evaluation import Evaluation, Name, evaluate
 from medseg_pipelines.recipe import recipe_folder
 from medseg_pipelines.segmentation import Segmentation
-from medseg_pipelines.training import load_subjects, training_options
+from medseg_pipelines.training import course_of
+from medseg_pipelines.training.synthetic import SyntheticCourse, load_subjects
 
 MODEL = "brain-structures"
 
@@ -53,7 +54,9 @@ def real_t1(data: Path) -> list[Case]:
 
 def synthetic(data: Path) -> list[Case]:
     """Images of held-out label maps in two contrasts, at 1 mm and with 5 mm slices."""
-    options = training_options(MODEL)
+    course = course_of(MODEL)
+    assert isinstance(course, SyntheticCourse)
+    options = course.options
     held_out = [data / "brain-labels" / name for name in options.held_out]
     tissues = [t.tissue() for t in options.tissues.values()]
     table = torch.tensor(medseg.load_model(MODEL).recipe.decode.table)

@@ -22,9 +22,12 @@ from medseg_app.options import (
     Json,
     MemoryLimit,
     Model,
+    Noise,
     Out,
     Overwrite,
     Quiet,
+    Regions,
+    SaveRegions,
     TimePoint,
     Verbose,
     parse_size,
@@ -74,7 +77,7 @@ def common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Segment medical volumes on their own voxel grid. Research use only, not a medical device."""
+    """Restore and segment medical volumes on their own voxel grid. Research use only, not a medical device."""
 
 
 @app.command()
@@ -89,6 +92,9 @@ def infer(
     force_scope: Annotated[
         bool, typer.Option("--force-scope", help="Run on an image the model was not made for.", rich_help_panel=MODEL)
     ] = False,
+    noise: Noise = None,
+    regions: Regions = None,
+    save_regions: SaveRegions = False,
     device: Device = "auto",
     engine: Engine = "auto",
     memory_limit: MemoryLimit = None,
@@ -101,7 +107,7 @@ def infer(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> int:
-    """Segment volumes; each result lies on the grid of its input.
+    """Restore or segment volumes; each result lies on the grid of its input.
 
     A result is a folder: beside its input as NAME_MODEL, or -o; with several inputs -o holds one folder for each.
     """
@@ -116,6 +122,9 @@ def infer(
         time_point=time_point,
         memory_limit=parse_size(memory_limit),
         force_scope=force_scope,
+        noise=noise,
+        regions=regions,
+        save_regions=save_regions,
         overwrite=overwrite,
         dry_run=dry_run,
         json=json,

@@ -29,6 +29,19 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.", rich_help_panel=MODEL),
 ]
+Noise = Annotated[
+    float | None,
+    typer.Option(
+        metavar="LEVEL", help="Noise level in the image's own unit; estimated if not given.", rich_help_panel=MODEL
+    ),
+]
+Regions = Annotated[
+    Path | None,
+    typer.Option(help="Region map on the grid of the image, in place of a found one.", rich_help_panel=INPUT),
+]
+SaveRegions = Annotated[
+    bool, typer.Option("--save-regions", help="Write the region map as a volume too.", rich_help_panel=OUTPUT)
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Result folder.", rich_help_panel=OUTPUT)]
 
 

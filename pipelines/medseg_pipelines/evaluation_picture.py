@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from medseg import __version__
+from medseg_pipelines.drawing import AMBER, BACKGROUND, MUTED, PANEL, TEXT, font
 from medseg_pipelines.evaluation_summary import Estimate, Measure, Row, Summary
 from medseg_pipelines.words import RESEARCH_USE
 
@@ -30,12 +31,7 @@ _MOST_ROWS = 60
 _FEWEST_FOR_BOX = 5  # quartiles of fewer cases are not worth a box
 _WHISKER = 1.5  # box lengths (Tukey)
 
-_BACKGROUND = (16, 18, 22)
-_PANEL = (26, 29, 35)
 _GRID = (58, 63, 72)
-_TEXT = (236, 239, 244)
-_MUTED = (170, 178, 190)
-_AMBER = (255, 196, 84)
 _RED = (255, 112, 112)
 _BOX_FILL = (38, 82, 122)
 _BOX_LINE = (110, 178, 235)
@@ -61,7 +57,7 @@ class _Pen:
     """Draws in px of the finished picture on a canvas of twice its size."""
 
     def __init__(self, width: float, height: float) -> None:
-        self.canvas = Image.new("RGB", (round(width * _SCALE), round(height * _SCALE)), _BACKGROUND)
+        self.canvas = Image.new("RGB", (round(width * _SCALE), round(height * _SCALE)), BACKGROUND)
         self._draw = ImageDraw.Draw(self.canvas)
 
     def finished(self) -> Image.Image:
@@ -76,7 +72,7 @@ class _Pen:
         self._draw.line(_scaled(x0, y0, x1, y1), fill=color, width=round(width * _SCALE))
 
     def dot(self, x: float, y: float) -> None:
-        self._draw.ellipse(_scaled(x - _DOT, y - _DOT, x + _DOT, y + _DOT), fill=_TEXT, outline=_BACKGROUND)
+        self._draw.ellipse(_scaled(x - _DOT, y - _DOT, x + _DOT, y + _DOT), fill=TEXT, outline=BACKGROUND)
 
     def triangle(self, x: float, y: float) -> None:
         self._draw.polygon(_scaled(x - 5, y - 6, x - 5, y + 6, x + 6, y), fill=_RED)
@@ -87,7 +83,7 @@ class _Pen:
         """Text at `size`, or as much smaller as it needs to stay within `width`."""
         while size > 10 and text_width(text, size) > width:
             size -= 1
-        self._draw.text((x * _SCALE, y * _SCALE), text, font=_font(size * _SCALE), fill=color, anchor=anchor)
+        self._draw.text((x * _SCALE, y * _SCALE), text, font=font(size * _SCALE), fill=color, anchor=anchor)
 
 
 def draw_evaluation(summary: Summary) -> Image.Image:
@@ -108,22 +104,22 @@ def draw_evaluation(summary: Summary) -> Image.Image:
     notes = list(_wrapped(_notes(summary), width - 2 * _EDGE))
     bottom = _HEAD + height * len(rows)
     pen = _Pen(width, bottom + _AXIS + _LINE * (len(notes) + 2) + 16)
-    pen.text(_EDGE, 20, "Agreement with the reference", 28, _TEXT)
-    pen.text(_EDGE, 60, _subtitle(summary), 17, _MUTED, width=width - 2 * _EDGE)
+    pen.text(_EDGE, 20, "Agreement with the reference", 28, TEXT)
+    pen.text(_EDGE, 60, _subtitle(summary), 17, MUTED, width=width - 2 * _EDGE)
     for number in range(0, len(rows), 2):
         top = _HEAD + number * height
-        pen.box(_EDGE - 10, top, width - _EDGE + 10, top + height - 1, fill=_PANEL)
+        pen.box(_EDGE - 10, top, width - _EDGE + 10, top + height - 1, fill=PANEL)
     for panel in panels:
         _draw_axis(pen, panel, bottom, "mean" if len(summary.results) > 1 else "value")
     for number, (name, row) in enumerate(rows.items()):
         top = _HEAD + number * height
-        pen.text(_EDGE, top + height / 2, name, 18, _TEXT, anchor="lm", width=names - 16)
+        pen.text(_EDGE, top + height / 2, name, 18, TEXT, anchor="lm", width=names - 16)
         for panel in panels:
             if panel.measure.key in row.values:
                 _draw_row(pen, panel, row, top, height)
     for number, note in enumerate(notes):
-        pen.text(_EDGE, bottom + _AXIS + 12 + number * _LINE, note, 16, _MUTED)
-    pen.text(_EDGE, bottom + _AXIS + 20 + len(notes) * _LINE, RESEARCH_USE, 18, _AMBER)
+        pen.text(_EDGE, bottom + _AXIS + 12 + number * _LINE, note, 16, MUTED)
+    pen.text(_EDGE, bottom + _AXIS + 20 + len(notes) * _LINE, RESEARCH_USE, 18, AMBER)
     return pen.finished()
 
 
@@ -136,7 +132,7 @@ def _named_rows(summary: Summary) -> dict[str, Row]:
 
 def text_width(text: str, size: int) -> float:
     """px that a text takes at a size in px."""
-    return _font(size).getlength(text)
+    return font(size).getlength(text)
 
 
 def _subtitle(summary: Summary) -> str:
@@ -202,14 +198,14 @@ def _shown(measure: Measure, values: NDArray[np.float64]) -> NDArray[np.float64]
 def _draw_axis(pen: _Pen, panel: _Panel, bottom: float, number: str) -> None:
     """Titles of the plot and of the numbers beside it, grid lines, ticks; perfect agreement is a brighter line."""
     measure = panel.measure
-    pen.text(panel.left, _HEAD - 52, f"{measure.title} {measure.unit}".rstrip(), 20, _TEXT)
+    pen.text(panel.left, _HEAD - 52, f"{measure.title} {measure.unit}".rstrip(), 20, TEXT)
     hint = "more is better" if measure.best is None else f"{measure.best:g} is perfect"
-    pen.text(panel.left, _HEAD - 26, hint, 14, _MUTED)
-    pen.text(panel.left + _PLOT + _INFINITE + _MEAN, _HEAD - 26, number, 14, _MUTED, anchor="ra")
+    pen.text(panel.left, _HEAD - 26, hint, 14, MUTED)
+    pen.text(panel.left + _PLOT + _INFINITE + _MEAN, _HEAD - 26, number, 14, MUTED, anchor="ra")
     for tick in panel.ticks:
         perfect = tick == measure.best
-        pen.line(panel.x(tick), _HEAD, panel.x(tick), bottom + 5, _MUTED if perfect else _GRID)
-        pen.text(panel.x(tick), bottom + 10, f"{tick:g}", 15, _MUTED, anchor="ma")
+        pen.line(panel.x(tick), _HEAD, panel.x(tick), bottom + 5, MUTED if perfect else _GRID)
+        pen.text(panel.x(tick), bottom + 10, f"{tick:g}", 15, MUTED, anchor="ma")
 
 
 def _draw_row(pen: _Pen, panel: _Panel, row: Row, top: float, height: float) -> None:
@@ -239,7 +235,7 @@ def _draw_box(pen: _Pen, panel: _Panel, values: NDArray[np.float64], y: float) -
         pen.line(panel.x(end), y - 4, panel.x(end), y + 4, _BOX_LINE)
     box = panel.x(first), y - _BOX / 2, max(panel.x(third), panel.x(first) + 1), y + _BOX / 2
     pen.box(*box, fill=_BOX_FILL, line=_BOX_LINE)
-    pen.line(panel.x(median), y - _BOX / 2, panel.x(median), y + _BOX / 2, _TEXT, 2.5)
+    pen.line(panel.x(median), y - _BOX / 2, panel.x(median), y + _BOX / 2, TEXT, 2.5)
 
 
 def _draw_dots(pen: _Pen, panel: _Panel, values: NDArray[np.float64], y: float, room: float) -> None:
@@ -256,25 +252,17 @@ def _draw_dots(pen: _Pen, panel: _Panel, values: NDArray[np.float64], y: float, 
 def _draw_mean(pen: _Pen, panel: _Panel, estimate: Estimate, y: float) -> None:
     measure, right = panel.measure, panel.left + _PLOT + _INFINITE + _MEAN
     if estimate.cases == 0:
-        pen.text(right, y, "-", 17, _MUTED, anchor="rm")
+        pen.text(right, y, "-", 17, MUTED, anchor="rm")
         return
     mean, low, high = (
         measure.form.format(measure.factor * value) for value in (estimate.mean, estimate.low, estimate.high)
     )
     if math.isnan(estimate.low):
-        pen.text(right, y, mean, 17, _TEXT, anchor="rm")
+        pen.text(right, y, mean, 17, TEXT, anchor="rm")
         return
-    pen.text(right, y - 9, mean, 17, _TEXT, anchor="rm")
-    pen.text(right, y + 12, f"{low} to {high}", 14, _MUTED, anchor="rm")
+    pen.text(right, y - 9, mean, 17, TEXT, anchor="rm")
+    pen.text(right, y + 12, f"{low} to {high}", 14, MUTED, anchor="rm")
 
 
 def _scaled(*values: float) -> list[int]:
     return [round(value * _SCALE) for value in values]
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font inside Pillow: the picture looks the same on every machine."""
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow must be built with FreeType to draw the picture; reinstall Pillow from its wheel")
-    return font

@@ -1,4 +1,4 @@
-"""The one door to a model: a name or a folder becomes something that segments."""
+"""The one door to a model: a name or a folder becomes something that restores or segments."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from medseg.errors import UsageError
 from medseg_pipelines.recipe import load_recipe, recipe_folder, recipe_names
 
 if TYPE_CHECKING:
-    from medseg_pipelines.segmentation import Segmentation
+    from medseg_pipelines.pipeline import Pipeline
 
 
-def load_model(model: str | Path | None = None, *, device: str = "auto", engine: str = "auto") -> Segmentation:
+def load_model(model: str | Path | None = None, *, device: str = "auto", engine: str = "auto") -> Pipeline:
     """A model, ready to be called with a path, a Volume, a nibabel or a SimpleITK image.
 
     Args:
@@ -26,9 +26,14 @@ def load_model(model: str | Path | None = None, *, device: str = "auto", engine:
     """
     model = _only_model() if model is None else model
     recipe = load_recipe(model)  # before torch: a wrong name must be told at once
+    folder = recipe_folder(model)
+    if recipe.task == "restoration":
+        from medseg_pipelines.restoration import Restoration
+
+        return Restoration(recipe, folder, device=device, engine=engine)
     from medseg_pipelines.segmentation import Segmentation
 
-    return Segmentation(recipe, recipe_folder(model), device=device, engine=engine)
+    return Segmentation(recipe, folder, device=device, engine=engine)
 
 
 def _only_model() -> str:

@@ -19,7 +19,7 @@ from medseg_pipelines.words import RESEARCH_USE
 
 SCHEMA = "medseg-manifest-1"
 
-_PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "nibabel", "SimpleITK")
+_PACKAGES = ("medseg", "torch", "monai", "numpy", "scipy", "scikit-image", "nibabel", "SimpleITK")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ def build_manifest(
     recipe: Recipe,
     recipe_sha256: str,
     case: Case,
-    labels: Volume,
+    volume: Volume,
     machine: Machine,
-    force_scope: bool,
+    options: dict[str, Any],
     seconds: dict[str, float],
     warnings: tuple[str, ...],
 ) -> dict[str, Any]:
     """The manifest of a run as plain JSON data; it names no path, no person and no machine."""
-    volume = case.volume
+    image = case.volume
     return {
         "schema": SCHEMA,
         "notice": RESEARCH_USE,
@@ -59,12 +59,12 @@ def build_manifest(
         },
         "input": {
             **asdict(case.record),
-            "shape": list(volume.shape),
-            "spacing_mm": [round(step, 6) for step in volume.spacing],
-            "orientation": volume.orientation,
+            "shape": list(image.shape),
+            "spacing_mm": [round(step, 6) for step in image.spacing],
+            "orientation": image.orientation,
         },
-        "options": {"force_scope": force_scope},
-        "output": {"voxels_sha256": hash_volume(labels), "dtype": str(labels.voxels.dtype)},
+        "options": options,
+        "output": {"voxels_sha256": hash_volume(volume), "dtype": str(volume.voxels.dtype)},
         "machine": {**asdict(machine), "cpus": os.cpu_count(), "system": platform.system(), "cpu": platform.machine()},
         "versions": _versions(),
         "seconds": seconds,

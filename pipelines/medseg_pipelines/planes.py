@@ -21,25 +21,42 @@ class Plane:
     letters: tuple[str, str, str, str]  # directions of the patient at left, right, top, bottom
 
 
-def three_planes(volume: Volume, label_map: Volume) -> tuple[Plane, Plane, Plane]:
-    """The axial, coronal and sagittal plane that show the most of the structures.
+@dataclass(frozen=True)
+class Crosshair:
+    """Where three planes meet, and what is shown of them; in voxels along R, A and S."""
+
+    at: tuple[int, ...]
+    box: tuple[slice, ...]
+
+
+def crosshair(label_map: Volume) -> Crosshair:
+    """The planes that show the most of the structures, and the range around all of them.
+
+    Args:
+        label_map: Label ids; a mask of the anatomy does as well.
+    """
+    ids, spacing, _, _ = _in_ras(label_map)
+    at, box = _best_slices(ids, spacing)
+    return Crosshair(tuple(at), tuple(box))
+
+
+def three_planes(volume: Volume, label_map: Volume, where: Crosshair | None = None) -> tuple[Plane, Plane, Plane]:
+    """The axial, coronal and sagittal plane through a crosshair.
 
     An oblique grid is shown along its own axes under the letters nearest to them; nothing is resampled here.
 
     Args:
         volume: Grey values.
         label_map: Label ids on the same grid.
+        where: By default the crosshair of the label map.
     """
-    world, signs = volume.grid.axes
-    order = [world.index(axis) for axis in range(3)]
-    flips = tuple(slice(None, None, signs[axis]) for axis in order)  # order names array axes, as signs does
-    image, ids = (np.transpose(v.voxels, order)[flips] for v in (volume, label_map))  # views, x to R, y to A, z to S
-    spacing = np.asarray(volume.spacing)[order]
-    at, box = _best_slices(ids, spacing)
-    centre = _position(volume.affine, order, flips, at, ids.shape)
+    where = where or crosshair(label_map)
+    image, spacing, order, flips = _in_ras(volume)
+    ids = _in_ras(label_map)[0]
+    centre = _position(volume.affine, order, flips, list(where.at), ids.shape)
 
     def plane(name: str, axis: int, letters: tuple[str, str, str, str]) -> Plane:
-        window = tuple(at[i] if i == axis else box[i] for i in range(3))
+        window = tuple(where.at[i] if i == axis else where.box[i] for i in range(3))
         column, row = (i for i in range(3) if i != axis)
         image_2d, ids_2d = (array[window].T[::-1, ::-1] for array in (image, ids))
         return Plane(
@@ -56,6 +73,14 @@ def three_planes(volume: Volume, label_map: Volume) -> tuple[Plane, Plane, Plane
         plane("coronal", 1, ("R", "L", "S", "I")),
         plane("sagittal", 0, ("A", "P", "S", "I")),
     )
+
+
+def _in_ras(volume: Volume) -> tuple[np.ndarray, np.ndarray, list[int], tuple[slice, ...]]:
+    """A view with x to R, y to A, z to S; its spacing; and the order of the array axes with their flips."""
+    world, signs = volume.grid.axes
+    order = [world.index(axis) for axis in range(3)]
+    flips = tuple(slice(None, None, signs[axis]) for axis in order)  # order names array axes, as signs does
+    return np.transpose(volume.voxels, order)[flips], np.asarray(volume.spacing)[order], order, flips
 
 
 def _best_slices(ids: np.ndarray, spacing: np.ndarray) -> tuple[list[int], list[slice]]:

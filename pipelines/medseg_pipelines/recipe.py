@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from medseg.errors import ModelMissing, UsageError
 
@@ -140,23 +148,57 @@ class Weights(_Section):
     parameters: int = Field(ge=0)
 
 
-class Recipe(_Section):
-    """Everything that turns an image into the result of one model, but for the weights themselves."""
+class Partition(_Section):
+    """How the image is cut into the regions inside which RAT attends (`medseg.partition`)."""
+
+    kind: Literal["intensity", "superpixels", "automatic-masks"] = "intensity"
+    options: dict[str, Any] = {}
+
+
+class Slices(_Section):
+    """What a network that restores slice by slice sees of a volume, and how its grey values are scaled.
+
+    Slices are taken across the axis with the largest spacing; of equal ones across the one nearest to foot-head.
+    """
+
+    context: PositiveInt = 1  # slices that the network sees at once, an odd number; it restores the middle one
+    noise_map: bool = False  # one more channel: the noise level at every pixel, estimated unless it is given
+    noise_kind: Literal["rician", "additive"] = "additive"
+    source: tuple[float, float] | None = None  # grey values that become 0 and 1; None: 0 and the percentile below
+    percentile: float = Field(default=99.5, gt=0, le=100)
+    limits: tuple[float, float] = (-0.2, 2.0)  # scaled values that the network sees are cut off here
+    batch: PositiveInt = 4  # slices at once
+    bytes_per_pixel: int = Field(default=2000, ge=0)  # memory of the network for each pixel of a slice, measured
+
+    @model_validator(mode="after")
+    def _odd(self) -> Self:
+        if self.context % 2 == 0:
+            raise ValueError(f"context must be odd, the slice in the middle is restored, got {self.context}")
+        return self
+
+
+class _CommonRecipe(_Section):
+    """What every recipe says."""
 
     name: str
-    task: Literal["segmentation"]
     title: str
     summary: str
     intended_use: str
     licence: str
     network: Network
+    scope: Scope
+    weights: Weights
+    training: dict[str, Any] = {}  # checked by the training pipeline, which owns it
+
+
+class SegmentationRecipe(_CommonRecipe):
+    """Everything that turns an image into a label map, but for the weights themselves."""
+
+    task: Literal["segmentation"]
     labels: tuple[Label, ...]
     decode: Decode
     preparation: Preparation = Preparation()
     inference: Inference
-    scope: Scope
-    weights: Weights
-    training: dict[str, Any] = {}  # checked by the training pipeline, which owns it
 
     @model_validator(mode="after")
     def _labels_and_table_agree(self) -> Self:
@@ -169,6 +211,19 @@ class Recipe(_Section):
                 f"decode.table and labels must name the same ids, they differ in {sorted(named ^ set(ids))}"
             )
         return self
+
+
+class RestorationRecipe(_CommonRecipe):
+    """Everything that turns an image into a cleaner one on the same grid, but for the weights themselves."""
+
+    task: Literal["restoration"]
+    unit: str  # of the grey values: "HU", or "grey values"
+    slices: Slices = Slices()
+    partition: Partition = Partition()
+
+
+Recipe = SegmentationRecipe | RestorationRecipe
+_TASKS: dict[str, type[Recipe]] = {"segmentation": SegmentationRecipe, "restoration": RestorationRecipe}
 
 
 def recipe_names() -> list[str]:
@@ -232,13 +287,31 @@ def load_recipe(model: str | Path) -> Recipe:
         raise UsageError(f"recipe '{path.parent.name}' is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"recipe '{path.parent.name}' must be a table of sections, got {type(content).__name__}")
+    kind = _TASKS.get(str(content.get("task")))
+    if kind is None:
+        raise UsageError(
+            f"recipe '{path.parent.name}': task must be one of {', '.join(_TASKS)}, got {content.get('task')}"
+        )
     try:
-        return Recipe.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"recipe '{path.parent.name}': {_explain(error)}") from None
+        raise UsageError(f"recipe '{path.parent.name}': {_explain(error, kind)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def load_segmentation_recipe(model: str | Path) -> SegmentationRecipe:
+    """The recipe of a model that segments, checked.
+
+    Raises:
+        UsageError: As `load_recipe`, or the model has another task.
+        ModelMissing: The folder holds no recipe.
+    """
+    recipe = load_recipe(model)
+    if not isinstance(recipe, SegmentationRecipe):
+        raise UsageError(f"model '{recipe.name}' must be one that segments, its task is {recipe.task}")
+    return recipe
+
+
+def _explain(error: ValidationError, kind: type[Recipe]) -> str:
     """The first fault of a recipe in one line; an unknown key comes with the likely right one."""
     faults = error.errors()
     # A misspelt key is also a missing one: the spelling is what helps.
@@ -247,18 +320,18 @@ def _explain(error: ValidationError) -> str:
     if first["type"] != "extra_forbidden":
         return f"{at or 'content'}: {first['msg'].removeprefix('Value error, ')}"
     *parents, key = first["loc"]
-    return f"unknown key '{at}'{_guess(str(key), _keys_at(parents))}"
+    return f"unknown key '{at}'{_guess(str(key), _keys_at(kind, parents))}"
 
 
-def _keys_at(parents: Iterable[int | str]) -> list[str]:
+def _keys_at(kind: type[Recipe], parents: Iterable[int | str]) -> list[str]:
     """The keys that a recipe allows below `parents`."""
-    section: Any = Recipe
+    section: Any = kind
     for part in parents:
         if isinstance(part, int):  # the position within a list says nothing about its keys
             continue
-        kind = section.model_fields[part].annotation
+        field = section.model_fields[part].annotation
         section = (
-            kind if hasattr(kind, "model_fields") else next(a for a in kind.__args__ if hasattr(a, "model_fields"))
+            field if hasattr(field, "model_fields") else next(a for a in field.__args__ if hasattr(a, "model_fields"))
         )
     return list(section.model_fields)
 

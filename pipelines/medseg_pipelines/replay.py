@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
+from medseg.io import read
 from medseg_pipelines.case import hash_file, hash_volume, read_case
 from medseg_pipelines.events import Callback
 from medseg_pipelines.load import load_model
@@ -17,7 +18,7 @@ from medseg_pipelines.manifest import version_changes
 class Replay:
     """What came of it."""
 
-    identical: bool  # the repeated label map equals the recorded one, voxel by voxel
+    identical: bool  # the repeated volume equals the recorded one, voxel by voxel
     files_intact: bool | None  # the files beside the manifest are those it lists; None where there are none
     changed_versions: tuple[str, ...]
 
@@ -41,8 +42,8 @@ def replay(
 
     Raises:
         UsageError: The input is not found.
-        InputRefused: The input is not the one that was segmented.
-        ModelMissing: The model is not the one that segmented it.
+        InputRefused: The input or the regions are not those of the run.
+        ModelMissing: The model is not that of the run.
     """
     path = image or _find_input(folder, manifest["input"]["name"])
     case = read_case(path, time_point=manifest["input"].get("time_point"))
@@ -60,7 +61,7 @@ def replay(
             raise ModelMissing(
                 f"model '{runner.recipe.name}' has other weights than the manifest; install that version"
             )
-        result = runner(case, progress=progress, force_scope=manifest["options"]["force_scope"])
+        result = runner(case, progress=progress, **_options(manifest, folder))
     finally:
         torch.set_num_threads(threads)
     return Replay(
@@ -68,6 +69,19 @@ def replay(
         files_intact=_files_intact(folder, manifest.get("files", {})),
         changed_versions=tuple(version_changes(manifest)),
     )
+
+
+def _options(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What the user asked for then; regions that were given are read from the result folder."""
+    options = dict(manifest["options"])
+    wanted = options.pop("regions_sha256", None)
+    if wanted is not None:
+        found = next(iter(sorted(folder.glob("regions.*[!g]"))), None)
+        regions = read(found, kind="labels") if found else None
+        if regions is None or hash_volume(regions) != wanted:
+            raise InputRefused("regions of the run must lie in the result folder as they were, they do not; run anew")
+        options["regions"] = regions
+    return options
 
 
 def _find_input(folder: Path, name: str | None) -> Path:

@@ -1,6 +1,9 @@
 """The result of one run, in memory and as a folder."""
 
+from __future__ import annotations
+
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +26,18 @@ _ENDINGS = {"NRRD": ".nrrd", "MetaImage": ".mha"}  # whatever else came in goes 
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Result:
-    """A segmentation on the grid of its image.
+class Result(ABC):
+    """What a model made of an image, on the grid of that image.
 
     Attributes:
-        volume: The label map, label ids on the grid of `image`.
-        image: What was segmented.
-        labels: What the ids mean.
-        statistics: ml per structure, in the order of `labels`.
-        manifest: How the result came about, plain JSON data.
+        volume: The label map or the restored image.
+        image: What it was made of.
+        manifest: How it came about, plain JSON data.
         recipe: The model.
     """
 
     volume: Volume
     image: Volume
-    labels: tuple[Label, ...]
-    statistics: tuple[Structure, ...]
     manifest: dict[str, Any]
     recipe: Recipe
 
@@ -48,29 +47,28 @@ class Result:
         return tuple(self.manifest["warnings"])
 
     def to_nibabel(self) -> Any:
-        """The label map as a nibabel image."""
+        """The volume as a nibabel image."""
         return io.to_nibabel(self.volume, like=self.image)
 
     def to_sitk(self) -> Any:
-        """The label map as a SimpleITK image."""
+        """The volume as a SimpleITK image."""
         return io.to_sitk(self.volume)
 
+    @abstractmethod
     def preview(self) -> Image.Image:
-        """Three planes with and without the labels, legend and volumes."""
-        planes = three_planes(self.image, self.volume)
-        model = self.manifest["model"]
-        size, step = (" x ".join(f"{v:.4g}" for v in values) for values in (self.image.shape, self.image.spacing))
-        version = f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}"
-        caption = Caption(
-            title=self.recipe.title,
-            subtitle=f"{version}. {size} voxels of {step} mm.",
-            warnings=tuple(warning for warning in self.warnings if warning != UNTRAINED),
-            trained=self.recipe.weights.trained,
-        )
-        return draw_preview(planes, self.labels, self.statistics, caption)
+        """The picture of the result."""
+
+    @property
+    @abstractmethod
+    def main_file(self) -> str:
+        """Name of the volume within the result folder: the format family of the input."""
+
+    @abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Everything but manifest and preview."""
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write label map, names, statistics, preview and manifest; the folder appears whole or not at all.
+        """Write volume, statistics, preview and manifest; the folder appears whole or not at all.
 
         Args:
             folder: Where; its parent must exist.
@@ -84,29 +82,67 @@ class Result:
         """
         target = Path(folder)
         with whole_folder(target, overwrite=overwrite) as partial:
-            io.write(self.volume, partial / self.label_file, like=self.image)
-            _write_json(partial / LABELS_JSON, self._names())
-            _write_json(partial / "statistics.json", {"notice": RESEARCH_USE, **as_json(self.statistics)})
-            (partial / "statistics.csv").write_text(as_csv(self.statistics), encoding="utf-8")
+            self._write(partial)
             self.preview().save(partial / "preview.png", optimize=True)
             files = {path.name: hash_file(path)[0] for path in sorted(partial.iterdir())}
-            _write_json(partial / RESULT_MARK, {**self.manifest, "files": files})
+            write_json(partial / RESULT_MARK, {**self.manifest, "files": files})
         return target
 
     @property
-    def label_file(self) -> str:
-        """Name of the label map within the folder: the format family of the input."""
+    def ending(self) -> str:
+        """Of volumes within the result folder."""
         source = self.image.source
-        return "labels" + _ENDINGS.get(source.format if source else "", ".nii.gz")
+        return _ENDINGS.get(source.format if source else "", ".nii.gz")
+
+    def caption(self) -> Caption:
+        """The words around the preview."""
+        model = self.manifest["model"]
+        size, step = (" x ".join(f"{v:.4g}" for v in values) for values in (self.image.shape, self.image.spacing))
+        version = f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}"
+        return Caption(
+            title=self.recipe.title,
+            subtitle=f"{version}. {size} voxels of {step} mm.",
+            warnings=tuple(warning for warning in self.warnings if warning != UNTRAINED),
+            trained=self.recipe.weights.trained,
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelResult(Result):
+    """A segmentation.
+
+    Attributes:
+        labels: What the ids of `volume` mean.
+        statistics: ml per structure, in the order of `labels`.
+    """
+
+    labels: tuple[Label, ...]
+    statistics: tuple[Structure, ...]
+
+    def preview(self) -> Image.Image:
+        """Three planes with and without the labels, legend and volumes."""
+        return draw_preview(three_planes(self.image, self.volume), self.labels, self.statistics, self.caption())
+
+    @property
+    def main_file(self) -> str:
+        """Name of the label map."""
+        return "labels" + self.ending
+
+    def _write(self, folder: Path) -> None:
+        io.write(self.volume, folder / self.main_file, like=self.image)
+        write_json(folder / LABELS_JSON, self._names())
+        write_json(folder / "statistics.json", {"notice": RESEARCH_USE, **as_json(self.statistics)})
+        (folder / "statistics.csv").write_text(as_csv(self.statistics), encoding="utf-8")
 
     def _names(self) -> dict[str, Any]:
         return {
             "model": self.recipe.name,
-            "file": self.label_file,
+            "file": self.main_file,
             "background": 0,
             "labels": [label.model_dump() for label in self.labels],
         }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """A table as an indented UTF-8 file."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -44,12 +44,12 @@ def judge(volume: Volume, scope: Scope) -> tuple[Finding, ...]:
 
 
 def choose_model(volume: Volume) -> Choice:
-    """The one shipped model made for an image like this.
+    """The one shipped model that segments images like this; what changes grey values is never chosen by itself.
 
     Raises:
         InputRefused: None is, or several are.
     """
-    recipes = [load_recipe(name) for name in recipe_names()]
+    recipes = [recipe for recipe in map(load_recipe, recipe_names()) if recipe.task == "segmentation"]
     verdicts = [(recipe, judge(volume, recipe.scope)) for recipe in recipes]
     fitting = [recipe for recipe, findings in verdicts if not findings]
     if len(fitting) == 1:
@@ -108,9 +108,11 @@ def _grey_values(volume: Volume, scope: Scope) -> list[Finding]:
     if volume.kind == "labels" or _looks_like_labels(volume, sample):
         return [Finding("outside", "it looks like a label map or a mask, not like an image")]
     hounsfield = float(np.mean(sample < _HU_TISSUE)) >= _HU_SHARE
+    kinds = "/".join(scope.modalities)
     if hounsfield and "CT" not in scope.modalities:
-        kinds = "/".join(scope.modalities)
         return [Finding("outside", f"values down to {float(sample.min()):.0f} look like CT, expected {kinds}")]
+    if scope.modalities == ("CT",) and float(sample.min()) >= 0:  # even a crop without air holds fat, below 0 HU
+        return [Finding("outside", f"no value lies below 0, expected {kinds} in HU")]
     return []
 
 

@@ -27,7 +27,7 @@ from tiny_model import WINDOW
 
 # What a machine with MONAI and the extras that it declares has.
 BROUGHT = set(sys.stdlib_module_names) | {"torch", "monai", "numpy", "scipy", "nibabel"}
-OPTIONAL = {"triton", "SimpleITK"}  # asked for behind a guard, or only for a format that needs it
+OPTIONAL = {"triton", "SimpleITK", "pydicom"}  # asked for behind a guard, or only for a format that needs it
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from medseg.errors import ModelMissing, UsageError
-from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_names
+from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, load_segmentation_recipe, recipe_names
 from tiny_model import tiny_recipe
 
 
@@ -28,7 +28,7 @@ def test_shipped_recipes_load(name: str) -> None:
 
 
 def test_labels_of_brain_structures_pair_left_and_right() -> None:
-    recipe = load_recipe("brain-structures")
+    recipe = load_segmentation_recipe("brain-structures")
     by_id = {label.id: label for label in recipe.labels}
     for right, left in recipe.decode.table:
         if right != left:

@@ -15,11 +15,12 @@ from medseg.errors import Cancelled, InputRefused, UsageError
 from medseg.io import write
 from medseg.networks import build_network
 from medseg.networks.wau import WAUNet
-from medseg.synthesis import Sample
+from medseg.synthesis import Sample, prepare_subject
 from medseg.weights import load_weights
-from medseg_pipelines import training
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe
-from medseg_pipelines.training import Diverged, SyntheticImages, Trainer, learning_rate_at, train, training_options
+from medseg_pipelines.training import Diverged, course_of, train
+from medseg_pipelines.training.loop import learning_rate_at
+from medseg_pipelines.training.synthetic import SyntheticImages, SyntheticTrainer
 from tiny_model import tiny_recipe
 
 CROP = [16, 16, 16]
@@ -132,7 +133,7 @@ def test_training_leaves_the_randomness_of_the_caller_alone(model: Path, data: P
     torch.manual_seed(9)
     expected = torch.rand(3)
     torch.manual_seed(9)
-    training._trainer(load_recipe(model), training_options(model), "cpu")
+    course_of(model).trainer("cpu")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -168,10 +169,10 @@ def test_a_run_is_not_overwritten_and_not_made_up(model: Path, data: Path, tmp_p
         train(model, data, out, resume=True, workers=0)
 
 
-def _trainer(model: Path, *, sided: bool = True) -> Trainer:
+def _trainer(model: Path, *, sided: bool = True) -> SyntheticTrainer:
     torch.manual_seed(0)
     network = WAUNet(1, 12 if sided else 11, channels=(4, 8), upsample="linear")
-    return Trainer(network, training_options(model), sided=sided)
+    return SyntheticTrainer(network, course_of(model).options, sided=sided)
 
 
 def _sample(*, value: float = 1.0) -> Sample:
@@ -180,7 +181,7 @@ def _sample(*, value: float = 1.0) -> Sample:
     return Sample(value * torch.rand(16, 16, 16), target, (target > 0).to(torch.uint8))
 
 
-def _state(trainer: Trainer) -> list[torch.Tensor]:
+def _state(trainer: SyntheticTrainer) -> list[torch.Tensor]:
     return [x.clone() for x in chain(trainer.network.state_dict().values(), trainer.average.values())]
 
 
@@ -200,8 +201,12 @@ def test_what_is_no_number_changes_nothing(model: Path, where: str) -> None:
 def test_a_diverged_run_keeps_its_last_good_state(
     model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Trainer._loss
-    monkeypatch.setattr(Trainer, "_loss", lambda self, sample: whole(self, sample) * (1.0 if self.step < 2 else np.inf))
+    whole = SyntheticTrainer.loss
+
+    def spoilt(self: SyntheticTrainer, sample: Sample) -> torch.Tensor:
+        return whole(self, sample) * (1.0 if self.step < 2 else np.inf)
+
+    monkeypatch.setattr(SyntheticTrainer, "loss", spoilt)
     with pytest.raises(Diverged, match="at step 2"):
         train(model, data, tmp_path / "run", workers=0)
     monkeypatch.undo()
@@ -233,8 +238,8 @@ def test_without_sides_every_output_is_a_class(model: Path) -> None:
 
 
 def test_image_number_n_depends_on_seed_and_n_alone(model: Path) -> None:
-    options = training_options(model)
-    subjects = [training.prepare_subject(head_labels(24), [t.tissue() for t in options.tissues.values()])]
+    options = course_of(model).options
+    subjects = [prepare_subject(head_labels(24), [t.tissue() for t in options.tissues.values()])]
     images = SyntheticImages(subjects, options)
     assert len(images) == 6
     assert [tuple(images[n].image.shape) for n in (0, 2, 3)] == [(16, 16, 16), (16, 16, 16), (24, 16, 16)]
@@ -246,7 +251,7 @@ def test_image_number_n_depends_on_seed_and_n_alone(model: Path) -> None:
 
 
 def test_learning_rate_rises_stays_and_falls_to_nothing(model: Path) -> None:
-    options = training_options(model).model_copy(update={"warmup": 10, "decay": 0.25, "learning_rate": 2.0})
+    options = course_of(model).options.model_copy(update={"warmup": 10, "decay": 0.25, "learning_rate": 2.0})
     rates = [learning_rate_at(step, 100, options) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert set(rates[9:76]) == {2.0}
@@ -273,7 +278,7 @@ def test_wrong_options_are_told_before_anything_is_written(
 
 def test_recipes_that_cannot_be_trained(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no training section"):
-        training_options(_model(tmp_path / "model", {}))
+        course_of(_model(tmp_path / "model", {}))
     network = {"name": "wau", "options": {**tiny_recipe()["network"]["options"], "out_channels": 11}}
     with pytest.raises(UsageError, match=r"must be 12, one per class of decode.table and the side, got 11"):
         train(_model(tmp_path / "model", _training(), network=network), data, tmp_path / "run")

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import Cancelled, MedsegError, ModelMissing, UsageError
-from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
+from medseg.io import read
+from medseg_app.commands.answers import answer
+from medseg_app.output import duration_text, print_json, print_line, size_text, tell
 from medseg_app.progress import ProgressView
 from medseg_pipelines.case import Case, read_case
 from medseg_pipelines.events import Event
@@ -13,12 +15,10 @@ from medseg_pipelines.folders import check_target
 from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.scope import choose_model, judge, require_in_scope
-from medseg_pipelines.statistics import STATUS_MEANING, Structure
 from medseg_pipelines.words import RESEARCH_USE
 
 if TYPE_CHECKING:
-    from medseg_pipelines.results import Result
-    from medseg_pipelines.segmentation import Segmentation
+    from medseg_pipelines.pipeline import Pipeline
 
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
 _SOME_FAILED = 4
@@ -36,6 +36,9 @@ class Request:
     time_point: int | None = None
     memory_limit: int | None = None
     force_scope: bool = False
+    noise: float | None = None
+    regions: Path | None = None
+    save_regions: bool = False
     overwrite: bool = False
     dry_run: bool = False
     json: bool = False
@@ -44,7 +47,7 @@ class Request:
 
 
 def run(request: Request) -> int:
-    """Segment every input; returns the exit code.
+    """Restore or segment every input; returns the exit code.
 
     Raises:
         UsageError: The request cannot be met as a whole; nothing was begun.
@@ -52,7 +55,7 @@ def run(request: Request) -> int:
         InputRefused: The only input cannot be used.
     """
     _check_inputs(request)
-    models: dict[str, Segmentation] = {}
+    models: dict[str, Pipeline] = {}
     answers = []
     with ProgressView(quiet=request.quiet) as view:
         for number, path in enumerate(request.inputs, start=1):
@@ -85,7 +88,7 @@ def target_of(path: Path, request: Request, model: str) -> Path:
 
 def _check_inputs(request: Request) -> None:
     """Find what is wrong with the request before anything heavy is loaded."""
-    for path in request.inputs:
+    for path in (*request.inputs, *([request.regions] if request.regions else ())):
         if not path.exists():
             raise UsageError(f"input '{path.name}' is not there; check the path")
     if request.out is not None and request.out.name.lower().endswith(_ENDINGS):
@@ -99,8 +102,8 @@ def _check_inputs(request: Request) -> None:
             check_target(targets[0], overwrite=request.overwrite)
 
 
-def _one(path: Path, request: Request, models: dict[str, "Segmentation"], view: ProgressView) -> dict[str, Any]:
-    """Read, choose, segment and save one input; returns what is to be said of it."""
+def _one(path: Path, request: Request, models: dict[str, "Pipeline"], view: ProgressView) -> dict[str, Any]:
+    """Read, choose, run and save one input; returns what is to be said of it."""
     view(Event(stage="reading", done=0, total=1, seconds_left=None))
     case = read_case(path, time_point=request.time_point, memory_limit=request.memory_limit)
     name, reason = _model_for(case, request)
@@ -116,13 +119,25 @@ def _one(path: Path, request: Request, models: dict[str, "Segmentation"], view: 
     if request.dry_run:
         view.pause()
         return _plan(models[name], case, target, reason, request)
-    result = models[name](case, progress=view, force_scope=request.force_scope, memory_limit=request.memory_limit)
+    result = models[name](case, progress=view, **_run_options(request))
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
         target.parent.mkdir(exist_ok=True)
     result.save(target, overwrite=request.overwrite)
     view.pause()
-    return _answer(path, target, result, reason, request)
+    return {"input": path.name, "reason": reason, **answer(result, target, quiet=request.json, verbose=request.verbose)}
+
+
+def _run_options(request: Request) -> dict[str, Any]:
+    """The fields of `RunOptions`."""
+    regions = None if request.regions is None else read(request.regions, kind="labels")
+    return {
+        "force_scope": request.force_scope,
+        "memory_limit": request.memory_limit,
+        "noise": request.noise,
+        "regions": regions,
+        "keep_regions": request.save_regions,
+    }
 
 
 def _model_for(case: Case, request: Request) -> tuple[str, str]:
@@ -151,7 +166,7 @@ def _failure(path: Path, error: Exception) -> dict[str, Any]:
     return {"input": path.name, "error": text, "exit_code": error.exit_code if known else MedsegError.exit_code}
 
 
-def _plan(model: "Segmentation", case: Case, target: Path, reason: str, request: Request) -> dict[str, Any]:
+def _plan(model: "Pipeline", case: Case, target: Path, reason: str, request: Request) -> dict[str, Any]:
     plan = model.plan(case)
     answer = {
         "input": case.record.name,
@@ -169,58 +184,10 @@ def _plan(model: "Segmentation", case: Case, target: Path, reason: str, request:
     if not request.json:
         grid = " x ".join(str(n) for n in plan.grid)
         spacing = " x ".join(f"{step:g}" for step in plan.spacing)
-        print_line(f"would segment {case.record.name} with {model.recipe.name}")
+        print_line(f"would run on {case.record.name} with {model.recipe.name}")
         print_line(f"  grid      {grid} voxels of {spacing} mm")
         print_line(f"  tiles     {plan.tiles}")
         print_line(f"  memory    {size_text(plan.peak_bytes)} at most")
         print_line(f"  time      about {duration_text(plan.seconds)} on {model.device} with {model.engine}")
         print_line(f"  output    {target}")
     return answer
-
-
-def _answer(path: Path, target: Path, result: "Result", reason: str, request: Request) -> dict[str, Any]:
-    if not request.json:
-        for warning in result.warnings:
-            tell(f"warning: {warning}")
-        print_table(("structure", "right ml", "left ml", ""), _rows(result), numeric=("right ml", "left ml"))
-        found = {structure.status for structure in result.statistics}
-        for status, meaning in STATUS_MEANING.items():
-            if status in found - {"complete"}:
-                print_line(f"{status}: {meaning}")
-        print_line(f"labels    {target / result.label_file}")
-        print_line(f"picture   {target / 'preview.png'}")
-        print_line(f"volumes   {target / 'statistics.csv'}")
-    if request.verbose:
-        for stage, seconds in result.manifest["seconds"].items():
-            tell(f"{stage}: {duration_text(seconds)}")
-        tell(f"peak memory: {size_text(result.manifest['peak_memory_bytes'])}")
-    return {
-        "input": path.name,
-        "model": result.recipe.name,
-        "reason": reason,
-        "output": str(target),
-        "labels": str(target / result.label_file),
-        "warnings": list(result.warnings),
-        "structures": [{"id": s.id, "name": s.name, "ml": s.ml, "status": s.status} for s in result.statistics],
-    }
-
-
-def _rows(result: "Result") -> list[tuple[str, str, str, str]]:
-    """One row per structure; what has no side stands in the first column of numbers, as a whole."""
-    by_id = {structure.id: structure for structure in result.statistics}
-    rows: dict[str, dict[str | None, Structure]] = {}
-    for label in result.labels:
-        rows.setdefault(label.structure, {})[label.side] = by_id[label.id]
-    lines = []
-    for name, sides in rows.items():
-        whole = sides.get(None)
-        cells = [_ml(sides.get("right")), _ml(sides.get("left"))] if whole is None else [_ml(whole), "both"]
-        remarks = sorted({s.status for s in sides.values()} - {"complete"})
-        lines.append((name, cells[0], cells[1], ", ".join(remarks)))
-    return lines
-
-
-def _ml(structure: Structure | None) -> str:
-    if structure is None:
-        return ""
-    return "not assessed" if structure.ml is None else f"{structure.ml:.2f}"

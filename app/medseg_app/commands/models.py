@@ -55,7 +55,8 @@ def _print_card(recipe: Recipe, folder: Path) -> None:
     print_line(f"{recipe.name}: {recipe.title}")
     for key, value in rows.items():
         print_line(f"  {key:<9} {value}")
-    print_line("  labels    " + "\n            ".join(f"{label.id:>3} {label.name}" for label in recipe.labels))
+    if recipe.task == "segmentation":
+        print_line("  labels    " + "\n            ".join(f"{label.id:>3} {label.name}" for label in recipe.labels))
     if not recipe.weights.trained:
         print_line(UNTRAINED)
     card = _card(folder)

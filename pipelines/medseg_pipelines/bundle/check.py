@@ -22,7 +22,7 @@ from medseg_pipelines.bundle.archive import MANIFEST, METADATA, checksums, file_
 from medseg_pipelines.bundle.configs import POSTFIX
 from medseg_pipelines.bundle.vendor import OURS, foreign_imports
 from medseg_pipelines.load import load_model
-from medseg_pipelines.recipe import Recipe, load_recipe
+from medseg_pipelines.recipe import SegmentationRecipe, load_segmentation_recipe
 from medseg_pipelines.words import RESEARCH_USE
 
 SCHEMA_FILE = Path(__file__).with_name("metadata_schema.json")
@@ -117,7 +117,9 @@ def require_tools() -> None:
         raise MedsegError(f"bundles need {', '.join(missing)}, not installed here; pip install 'medseg[bundle]'")
 
 
-def probe(folder: Path, work: Path, recipe: Recipe, *, more: dict[str, list[str]] | None = None) -> dict[str, Any]:
+def probe(
+    folder: Path, work: Path, recipe: SegmentationRecipe, *, more: dict[str, list[str]] | None = None
+) -> dict[str, Any]:
     """Run the bundle in a process of its own that cannot import medseg, from a folder that is not the bundle's.
 
     Args:
@@ -163,7 +165,7 @@ def probe(folder: Path, work: Path, recipe: Recipe, *, more: dict[str, list[str]
     return json.loads(answer.read_text(encoding="utf-8"))
 
 
-def specimen(recipe: Recipe) -> Volume:
+def specimen(recipe: SegmentationRecipe) -> Volume:
     """An oblique, anisotropic image with grey values of a soft body, a little longer than one window."""
     spacing = recipe.preparation.spacing or (1.0, 1.0, 1.0)
     margin = 2 * (recipe.preparation.foreground_margin or 0.0)
@@ -185,9 +187,9 @@ def specimen(recipe: Recipe) -> Volume:
     return Volume(np.clip(voxels, 0, None).round().astype(np.int16), affine)
 
 
-def _recipe(model: str | Path) -> Recipe:
+def _recipe(model: str | Path) -> SegmentationRecipe:
     try:
-        return load_recipe(model)
+        return load_segmentation_recipe(model)
     except UsageError:
         raise UsageError(f"bundle of '{model}': there is no model of that name to compare it with; add -m") from None
 
@@ -208,7 +210,7 @@ def _code(folder: Path) -> str | None:
     return None
 
 
-def _same_weights(told: dict[str, Any], recipe: Recipe) -> str | None:
+def _same_weights(told: dict[str, Any], recipe: SegmentationRecipe) -> str | None:
     found = told.get("model", {}).get("weights_sha256")
     return None if found == recipe.weights.sha256 else "the bundle was made from other weights than the model has now"
 

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from medseg import __version__
-from medseg_pipelines.recipe import Recipe
+from medseg_pipelines.recipe import SegmentationRecipe
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 SCHEMA_ADDRESS = "https://project-monai.github.io/schema/meta_schema_20240725.json"
@@ -30,7 +30,7 @@ _DATA = {
 }
 
 
-def metadata(recipe: Recipe, *, per_label: bool = False) -> dict[str, Any]:
+def metadata(recipe: SegmentationRecipe, *, per_label: bool = False) -> dict[str, Any]:
     """What `configs/metadata.json` says.
 
     Args:
@@ -64,7 +64,7 @@ def metadata(recipe: Recipe, *, per_label: bool = False) -> dict[str, Any]:
     }
 
 
-def _data_format(recipe: Recipe, *, per_label: bool) -> dict[str, Any]:
+def _data_format(recipe: SegmentationRecipe, *, per_label: bool) -> dict[str, Any]:
     modality = recipe.scope.modalities[0]
     patch = {"spatial_shape": list(recipe.inference.window), "dtype": "float32", "is_patch_data": True}
     known = {0: "background", **{label.id: label.name for label in recipe.labels}}
@@ -101,13 +101,18 @@ def _data_format(recipe: Recipe, *, per_label: bool) -> dict[str, Any]:
     }
 
 
-def label_dtype(recipe: Recipe) -> str:
+def label_dtype(recipe: SegmentationRecipe) -> str:
     """The integer type that holds every label of a recipe."""
     return "uint16" if any(label.id > 255 for label in recipe.labels) else "uint8"
 
 
 def inference(
-    recipe: Recipe, *, network: dict[str, Any], preparation: dict[str, Any], inferer: dict[str, Any], loader: str
+    recipe: SegmentationRecipe,
+    *,
+    network: dict[str, Any],
+    preparation: dict[str, Any],
+    inferer: dict[str, Any],
+    loader: str,
 ) -> dict[str, Any]:
     """What `configs/inference.json` says: our own steps, with the code from `scripts`.
 
@@ -147,7 +152,7 @@ def inference(
     }
 
 
-def stock_inference(recipe: Recipe) -> dict[str, Any]:
+def stock_inference(recipe: SegmentationRecipe) -> dict[str, Any]:
     """A configuration of stock transforms alone around `models/model.ts`, for consumers that carry no `scripts`.
 
     It resamples and blends as MONAI does, so its label maps are close to ours but not the same voxel by voxel.
@@ -175,7 +180,7 @@ def stock_inference(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _stock_preparation(recipe: Recipe) -> list[dict[str, Any]]:
+def _stock_preparation(recipe: SegmentationRecipe) -> list[dict[str, Any]]:
     section = recipe.preparation
     steps: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": "image"},
@@ -225,7 +230,7 @@ def _undo() -> dict[str, Any]:
     }
 
 
-def _save(recipe: Recipe) -> dict[str, Any]:
+def _save(recipe: SegmentationRecipe) -> dict[str, Any]:
     return {
         "_target_": "SaveImaged",
         "keys": "pred",

@@ -25,7 +25,7 @@ from medseg_pipelines.bundle.torchscript import LabelScores, save_script
 from medseg_pipelines.bundle.vendor import copy_code, target_of
 from medseg_pipelines.folders import whole_folder
 from medseg_pipelines.portable import LabelInferer, LoadVolumed, PrepareVolumed
-from medseg_pipelines.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_folder
+from medseg_pipelines.recipe import RECIPE_FILE, SegmentationRecipe, load_segmentation_recipe, recipe_folder
 from medseg_pipelines.segmentation import body_of, preparation_of
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
@@ -64,7 +64,7 @@ def build(model: str | Path, folder: Path) -> None:
         UsageError: There is no such model.
         ModelMissing: The weights are absent or altered.
     """
-    recipe, home = load_recipe(model), recipe_folder(model)
+    recipe, home = load_segmentation_recipe(model), recipe_folder(model)
     if recipe.network.name == nets.TRUSTED:
         raise UsageError(f"model '{recipe.name}' runs the code of a bundle; export that bundle, not the model")
     require_tools()
@@ -105,13 +105,13 @@ def _place(target: Path) -> Iterator[Path]:
         pack(folder, target)
 
 
-def _travelling(recipe: Recipe, network: nn.Module) -> list[type]:
+def _travelling(recipe: SegmentationRecipe, network: nn.Module) -> list[type]:
     """The classes whose code the bundle carries."""
     own = not recipe.network.name.startswith(nets.MONAI_PREFIX)
     return [LoadVolumed, PrepareVolumed, LabelInferer, *([type(network)] if own else [])]
 
 
-def _inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
+def _inference(recipe: SegmentationRecipe, network: nn.Module) -> dict[str, Any]:
     own = not recipe.network.name.startswith(nets.MONAI_PREFIX)
     target = target_of(type(network)) if own else recipe.network.name.removeprefix(nets.MONAI_PREFIX)
     inferer = {
@@ -137,7 +137,7 @@ def _plain(content: dict[str, Any] | None) -> Any:
     return json.loads(json.dumps(content))
 
 
-def _write_documents(recipe: Recipe, home: Path, folder: Path) -> None:
+def _write_documents(recipe: SegmentationRecipe, home: Path, folder: Path) -> None:
     card = home / "CARD.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     documents = folder / "docs"
@@ -150,7 +150,7 @@ def _write_documents(recipe: Recipe, home: Path, folder: Path) -> None:
     (folder / "LICENSE").write_text(licence, encoding="utf-8")
 
 
-def _readme(recipe: Recipe, card: str) -> str:
+def _readme(recipe: SegmentationRecipe, card: str) -> str:
     weights = "" if recipe.weights.trained else f"\n**{UNTRAINED}**\n"
     return f"""# {recipe.title}
 
@@ -179,7 +179,7 @@ def _without_title(card: str) -> str:
     return re.sub(r"\A\s*# .*\n", "", card)
 
 
-def _data_licence(recipe: Recipe, card: str) -> str:
+def _data_licence(recipe: SegmentationRecipe, card: str) -> str:
     """What the card says of data, else where to ask."""
     sections = re.split(r"^## ", card, flags=re.MULTILINE)[1:]
     about = [section for section in sections if re.match(r".*\b(data|licen[cs]e)", section, flags=re.IGNORECASE)]
@@ -190,7 +190,7 @@ def _data_licence(recipe: Recipe, card: str) -> str:
 """
 
 
-def _write_manifest(recipe: Recipe, home: Path, folder: Path, code: list[str]) -> None:
+def _write_manifest(recipe: SegmentationRecipe, home: Path, folder: Path, code: list[str]) -> None:
     content = {
         "schema": SCHEMA,
         "notice": RESEARCH_USE,

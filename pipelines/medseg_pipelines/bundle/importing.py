@@ -22,7 +22,7 @@ from medseg_pipelines.bundle.reading import read_config
 from medseg_pipelines.bundle.understanding import Understood, understand
 from medseg_pipelines.case import hash_file
 from medseg_pipelines.folders import whole_folder
-from medseg_pipelines.recipe import RECIPE_FILE, Recipe, imported_models, recipe_names
+from medseg_pipelines.recipe import RECIPE_FILE, SegmentationRecipe, imported_models, recipe_names
 from medseg_pipelines.words import RESEARCH_USE
 
 _WEIGHTS = "weights.safetensors"
@@ -96,7 +96,7 @@ def _understood(folder: Path, digest: str, *, trusted: bool) -> Understood:
 def _fill(
     partial: Path, bundle: Path, metadata: dict[str, Any], found: Understood, model: str, *, trusted: bool
 ) -> None:
-    """Recipe, weights, card and licences of the model."""
+    """SegmentationRecipe, weights, card and licences of the model."""
     if trusted:
         shutil.copytree(bundle, partial / nets.TRUSTED_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
         options = {"sha256": nets.folder_digest(partial / nets.TRUSTED_FOLDER)}
@@ -112,7 +112,7 @@ def _fill(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
     }
     try:
-        recipe = Recipe.model_validate(content)
+        recipe = SegmentationRecipe.model_validate(content)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])

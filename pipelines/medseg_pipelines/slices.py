@@ -1,0 +1,88 @@
+"""A volume as the slices that a 2D network restores: which way they lie, how they are scaled, what it sees of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg.noise import noise_map
+from medseg.volume import Volume
+from medseg_pipelines.recipe import Slices
+
+_COARSER = 1.1  # an axis whose spacing exceeds the others by less is taken as equal to them
+_SAMPLES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The linear step from grey values to what the network sees: `low` becomes 0, `high` becomes 1."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, voxels: np.ndarray, options: Slices) -> Scaling:
+        """The scaling that a recipe asks for on these grey values, any shape."""
+        if options.source is not None:
+            return cls(*options.source)
+        step = max(1, voxels.size // _SAMPLES)
+        high = float(np.percentile(voxels.reshape(-1)[::step], options.percentile))
+        return cls(0.0, high if high > 0 else float(voxels.max()) or 1.0)
+
+    @property
+    def width(self) -> float:
+        """Grey values per unit."""
+        return self.high - self.low
+
+    def apply(self, voxels: np.ndarray) -> np.ndarray:
+        """Grey values to float32 in units of the network."""
+        return (voxels.astype(np.float32) - np.float32(self.low)) / np.float32(self.width)
+
+
+def slice_axis(volume: Volume) -> int:
+    """The array axis that slices are stacked along: the coarsest one, else the one nearest to foot-head."""
+    spacing = np.asarray(volume.spacing)
+    coarse = int(spacing.argmax())
+    if spacing[coarse] > _COARSER * np.delete(spacing, coarse).max():
+        return coarse
+    return volume.grid.axes[0].index(2)
+
+
+def stacked(voxels: np.ndarray, axis: int) -> np.ndarray:
+    """The axis of the slices moved to the end, a view."""
+    return np.moveaxis(voxels, axis, 2)
+
+
+def unstacked(stack: np.ndarray, axis: int) -> np.ndarray:
+    """The way back from `stacked`, a view."""
+    return np.moveaxis(stack, 2, axis)
+
+
+def network_input(stack: np.ndarray, chosen: list[int], options: Slices, level: float | None = None) -> Tensor:
+    """What the network sees of some slices: their neighbours, themselves, and the noise level.
+
+    Args:
+        stack: (X, Y, S), in units of the network, cut off at the recipe's limits.
+        chosen: Indices of the slices to restore.
+        options: Of the recipe.
+        level: Noise level in units of the network; None to estimate it around every pixel.
+
+    Returns:
+        (B, context + noise map, X, Y); beyond the first and last slice those are repeated.
+    """
+    reach = options.context // 2
+    around = np.clip(np.asarray(chosen)[:, None] + np.arange(-reach, reach + 1), 0, stack.shape[2] - 1)
+    channels = [np.moveaxis(stack[:, :, around], (2, 3), (0, 1))]
+    if options.noise_map:
+        middle = stack[:, :, chosen]
+        noise = noise_map(middle) if level is None else np.full(middle.shape, level, np.float32)
+        channels.append(np.moveaxis(noise, 2, 0)[:, None])
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(channels, axis=1), np.float32))
+
+
+def channels_of(options: Slices, *, colours: int = 1) -> int:
+    """Channels that the network must take."""
+    return options.context * colours + int(options.noise_map)

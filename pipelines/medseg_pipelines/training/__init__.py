@@ -1,0 +1,93 @@
+"""Training of a model from its recipe; `train` is the one door, a `Course` is one kind of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.errors import UsageError
+from medseg.weights import save_weights
+from medseg_pipelines.recipe import load_recipe
+from medseg_pipelines.training.course import Course
+from medseg_pipelines.training.loop import Diverged, Progress, run_steps
+from medseg_pipelines.training.restoration import RestorationCourse
+from medseg_pipelines.training.synthetic import SyntheticCourse
+
+__all__ = ["Diverged", "TrainingReport", "course_of", "train"]
+
+_COURSES: dict[str, type[Course]] = {
+    "restoration": RestorationCourse,
+    "synthetic-segmentation": SyntheticCourse,
+}
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training run left behind."""
+
+    steps: int
+    loss: float  # mean of the last hundred steps
+    weights: Path
+
+
+def course_of(model: str | Path) -> Course:
+    """The training that a recipe describes, its options checked.
+
+    Raises:
+        UsageError: The recipe has no training section, or a field of it is wrong.
+    """
+    recipe = load_recipe(model)
+    if not recipe.training:
+        raise UsageError(f"model '{recipe.name}' has no training section in its recipe")
+    kind = recipe.training.get("kind")
+    if kind not in _COURSES:
+        raise UsageError(f"recipe '{recipe.name}': training.kind must be one of {', '.join(_COURSES)}, got '{kind}'")
+    return _COURSES[kind](recipe)
+
+
+def train(
+    model: str | Path,
+    data: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    workers: int = 1,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+) -> TrainingReport:
+    """Train a model from its recipe.
+
+    Args:
+        model: Name of a model, or a folder that holds a recipe.
+        data: Folder that the recipe's patterns start from.
+        out: Folder of the run: `state.pt`, `log.jsonl`, `weights.safetensors`.
+        resume: Go on from `state.pt` of `out`.
+        device: "cpu", "cuda" or "cuda:N".
+        workers: Processes that draw images.
+        seconds: Stop after this long with everything saved; `resume` goes on.
+        progress: Called after each step with step, all steps and the loss.
+
+    Raises:
+        UsageError: No files to learn from, or `out` holds a run and `resume` is off, or nothing to resume, or the
+            recipe names a network that this training does not fit.
+        InputRefused: A file cannot be used.
+        Diverged: The loss is no longer finite.
+    """
+    course = course_of(model)
+    files = course.files(data)
+    state, log = out / "state.pt", out / "log.jsonl"
+    if state.exists() != resume:
+        problem = "holds no run to resume" if resume else "holds a run already; use --resume or another folder"
+        raise UsageError(f"output folder '{out}' {problem}")
+    trainer = course.trainer(device)
+    if resume:
+        trainer.load(state)
+    images = course.images(files)
+    out.mkdir(parents=True, exist_ok=True)
+    run_steps(trainer, images, state, log, workers=workers, seconds=seconds, progress=progress)
+    half = course.recipe.weights.dtype == "float16"
+    weights = save_weights(trainer.average, out / "weights.safetensors", half=half)
+    losses = [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()[-100:]]
+    return TrainingReport(trainer.step, sum(losses) / max(1, len(losses)), weights)
