@@ -144,7 +144,7 @@ def write(volume: Volume, path: str | PathLike[str], *, like: Volume | None = No
     if not path.parent.is_dir():
         raise UsageError(f"{path.name}: the folder to write to must exist; create it first")
     with stream.replacing(path) as draft:
-        _module(ending).write(volume, draft, like)
+        _writer(ending).write(volume, draft, like)
 
 
 def from_nibabel(image: Any, *, kind: Kind = "image", time_point: int | None = None) -> Volume:
@@ -159,12 +159,12 @@ def from_nibabel(image: Any, *, kind: Kind = "image", time_point: int | None = N
         InputRefused: No scalar volume, without usable geometry, or constant.
         UsageError: There is no such time point.
     """
-    return _from_image(_module(".nii"), image, kind, time_point)
+    return _from_image(_writer(".nii"), image, kind, time_point)
 
 
 def to_nibabel(volume: Volume, *, like: Volume | None = None) -> Any:
     """A volume as the nibabel image that `write` would store."""
-    return _module(".nii").to_nibabel(volume, like=like)
+    return _writer(".nii").to_nibabel(volume, like=like)
 
 
 def from_sitk(image: Any, *, kind: Kind = "image", time_point: int | None = None) -> Volume:
@@ -179,12 +179,12 @@ def from_sitk(image: Any, *, kind: Kind = "image", time_point: int | None = None
         InputRefused: No scalar volume, without usable geometry, or constant.
         UsageError: There is no such time point.
     """
-    return _from_image(_module(".nrrd"), image, kind, time_point)
+    return _from_image(_writer(".nrrd"), image, kind, time_point)
 
 
 def to_sitk(volume: Volume) -> Any:
     """A volume as a SimpleITK image: LPS, the same axes in the same order."""
-    return _module(".nrrd").to_sitk(volume)
+    return _writer(".nrrd").to_sitk(volume)
 
 
 @contextmanager
@@ -230,8 +230,19 @@ def _reader(path: Path) -> ModuleType:
     return _module(ending)
 
 
+def _writer(ending: str) -> ModuleType:
+    """The module that writes files of a format, and knows the image objects of the library that does it."""
+    if ending in _ITK:
+        from medseg.io import itk
+
+        return itk
+    from medseg.io import nibabel_images
+
+    return nibabel_images
+
+
 def _module(ending: str) -> ModuleType:
-    """Readers are imported when their format is met: nibabel and SimpleITK cost longer than many a header."""
+    """The module that reads a format, imported when the format is met: SimpleITK costs longer than many a header."""
     if ending in _ITK:
         from medseg.io import itk
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-from nibabel.freesurfer.mghformat import MGHError, MGHHeader
 
 from medseg.errors import InputRefused
 from medseg.io import stream
@@ -14,7 +12,15 @@ from medseg.io.header import NO_ORIENTATION, Header, Problem
 from medseg.volume import Source
 
 _OFFSET = 284  # header bytes, by definition of the format
-_GEOMETRY_FLAG = slice(28, 30)  # nibabel sets the decoded flag itself when it fills in the default geometry
+_FIELDS = np.dtype(
+    [
+        *[("version", ">i4"), ("dims", ">i4", (4,)), ("type", ">i4"), ("degrees_of_freedom", ">i4")],
+        # Whether the rest is filled in; mm per voxel, direction of each axis as a row, place of the centre.
+        *[("has_geometry", ">i2"), ("spacing", ">f4", (3,)), ("directions", ">f4", (3, 3)), ("centre", ">f4", (3,))],
+    ]
+)
+_TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
+_CORONAL = np.array([[-1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # what the format assumes where it is not filled in
 
 
 def read_header(path: Path) -> Header:
@@ -29,19 +35,18 @@ def read_header(path: Path) -> Header:
         head = file.read(_OFFSET)
     if len(head) < _OFFSET or head[:4] != (1).to_bytes(4, "big"):
         raise InputRefused(f"expected an MGH header, got {stream.content(head)}; copy or export the file again")
-    fields = MGHHeader(head, check=False)
+    fields = np.frombuffer(head, _FIELDS, count=1)[0]
     dims = [int(size) for size in fields["dims"]]
     if min(dims) < 1:
         raise InputRefused(f"expected axes of positive length, got {dims}; export the file again")
-    try:
-        dtype = np.dtype(cast("Any", fields.get_data_dtype()))  # nibabel's own annotation is wider than what it returns
-    except (MGHError, KeyError):
-        raise InputRefused(f"expected an MGH voxel type, got code {int(fields['type'])}; convert it") from None
+    if int(fields["type"]) not in _TYPES:
+        raise InputRefused(f"expected an MGH voxel type, got code {int(fields['type'])}; convert it")
+    dtype = np.dtype(_TYPES[int(fields["type"])])
     shape = tuple(dims if dims[3] > 1 else dims[:3])
-    affine = np.asarray(fields.get_affine(), np.float64)
+    affine = _affine(fields, dims)
     source = Source(format="MGH", shape=shape, dtype=dtype.newbyteorder("="), affine=affine, byte_order="big")
     problems = []
-    if head[_GEOMETRY_FLAG] == bytes(2):
+    if not fields["has_geometry"]:
         problems.append(Problem("warning", NO_ORIENTATION))
     lacking = stream.length_error(
         path, packed=packed, needed=_OFFSET + int(np.prod(dims, dtype=object)) * dtype.itemsize
@@ -62,6 +67,17 @@ def read_voxels(path: Path, header: Header, time_point: int | None) -> np.ndarra
         stream.skip(file, _OFFSET + count * (time_point or 0) * header.dtype.itemsize)
         stored = stream.read_array(file, header.dtype, count).reshape(header.shape[:3], order="F")
     return stored.astype(header.dtype.newbyteorder("="), copy=False)
+
+
+def _affine(fields: np.void, dims: list[int]) -> np.ndarray:
+    """(4, 4) voxel index to millimetres in RAS; the format states the place of the centre, at half the size."""
+    affine = np.eye(4)
+    affine[:3, :3] = _CORONAL
+    if fields["has_geometry"]:
+        affine[:3, :3] = fields["directions"].T.astype(np.float64) * fields["spacing"]
+        affine[:3, 3] = fields["centre"]
+    affine[:3, 3] -= affine[:3, :3] @ np.array(dims[:3]) / 2
+    return affine
 
 
 def _packed(path: Path) -> bool:

@@ -1,36 +1,28 @@
 """NIfTI-1 and NIfTI-2, single files and .hdr/.img pairs.
 
-nibabel decodes header fields. Bytes are read here, so that nothing is unpacked before the header has been judged, and
-the fields that hold the geometry are kept as they are: a quaternion does not survive the way through a matrix exactly.
+Nothing is unpacked before the header has been judged, and the fields that hold the geometry are kept as they are: a
+quaternion does not survive the way through a matrix exactly.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.quaternions import quat2mat
-from nibabel.spatialimages import HeaderDataError
 
 from medseg.errors import InputRefused
-from medseg.io import stream
-from medseg.io.checks import scaled_dtype
+from medseg.io import nifti_fields, stream
 from medseg.io.header import NO_ORIENTATION, Header, Problem
-from medseg.io.voxels import scaled, storable
-from medseg.volume import Grid, Source, Unit, Volume
+from medseg.io.voxels import scaled
+from medseg.volume import Source, Unit
 
-_SIZES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAGIC = {348: (b"n+1", b"ni1"), 540: (b"n+2", b"ni2")}  # single file, pair
-_UNITS: dict[int, tuple[Unit, float]] = {0: ("unknown", 1.0), 1: ("m", 1e3), 2: ("mm", 1.0), 3: ("um", 1e-3)}
-_FORM_FIELDS = (
+UNITS: dict[int, tuple[Unit, float]] = {0: ("unknown", 1.0), 1: ("m", 1e3), 2: ("mm", 1.0), 3: ("um", 1e-3)}
+FORM_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-_LARGEST_NIFTI1_AXIS = 32767
-_ALIGNED = 1  # code for geometry that came from elsewhere: the scanner's or another format's own coordinates
 
 
 def read_header(path: Path) -> Header:
@@ -45,7 +37,7 @@ def read_header(path: Path) -> Header:
     with stream.unpacked(header_path, packed=packed) as file:
         head = file.read(540)
     fields = _fields(head, paired=header_path != data_path)
-    header = _header(fields, offset=_offset(fields, paired=header_path != data_path))
+    header = header_of(fields, offset=_offset(fields, paired=header_path != data_path))
     lacking = stream.length_error(data_path, packed=packed, needed=header.offset + _stored_bytes(header))
     if lacking is None:
         return header
@@ -70,86 +62,6 @@ def read_voxels(path: Path, header: Header, time_point: int | None) -> np.ndarra
     return scaled(stored, header.source.slope, header.source.intercept)
 
 
-def write(volume: Volume, path: Path, like: Volume | None) -> None:
-    """Write `to_nibabel(volume)` to exactly this path."""
-    to_nibabel(volume, like=like).to_filename(path)
-
-
-def image_header(image: Any) -> Header:
-    """What a nibabel image says of itself; of other classes than NIfTI, the affine alone."""
-    fields = image.header
-    if not isinstance(fields, nib.Nifti1Header):
-        dtype = np.asanyarray(image.dataobj).dtype
-        source = Source(format="memory", shape=tuple(image.shape), dtype=dtype, affine=image.affine)
-        return Header(_without_last_ones(image.shape), dtype, np.asarray(image.affine, np.float64), source)
-    header = _header(fields, offset=0)
-    # An array in memory counts as it is: slope and voxel type of the header are for the file it will become.
-    return header if nib.is_proxy(image.dataobj) else replace(header, dtype=np.asanyarray(image.dataobj).dtype)
-
-
-def image_voxels(image: Any, time_point: int | None) -> np.ndarray:
-    """(X, Y, Z) scaled values of one time point of a nibabel image.
-
-    Raises:
-        InputRefused: The file behind the image is incomplete.
-    """
-    try:
-        values = np.asanyarray(image.dataobj)
-    except (OSError, EOFError):
-        raise InputRefused("the file behind the image is incomplete; copy or export it again") from None
-    values = values.reshape(_without_last_ones(values.shape))
-    values = values if time_point is None else values[..., time_point]
-    stored = image.get_data_dtype()
-    if nib.is_proxy(image.dataobj) and values.dtype.kind == "f" and stored.kind in "iu":
-        return values.astype(
-            scaled_dtype(stored)
-        )  # nibabel scales to float64; a file read here must give equal numbers
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
-
-
-def to_nibabel(volume: Volume, *, like: Volume | None = None) -> Any:
-    """The volume as a NIfTI image with the units and form codes of `like`, or else of its own source.
-
-    On the grid that was read, the form matrices are repeated bit for bit; on another grid both forms hold its affine.
-
-    Args:
-        volume: What to store; labels and masks take the smallest integer type.
-        like: A volume whose source counts instead.
-    """
-    source = (like or volume).source
-    large = max(volume.shape) > _LARGEST_NIFTI1_AXIS
-    image_class = nib.Nifti2Image if large or (source and source.format == "NIfTI-2") else nib.Nifti1Image
-    voxels = storable(volume)
-    fields = image_class.header_class()
-    fields.set_data_dtype(voxels.dtype)
-    fields.set_data_shape(voxels.shape)
-    if volume.kind == "labels":
-        fields.set_intent("label")
-    if source is not None and source.fields and Grid(volume.shape, source.affine).equals(volume.grid, tolerance=0.0):
-        for name in _FORM_FIELDS:
-            fields[name] = source.fields[name]
-        fields["pixdim"][:4] = source.fields["pixdim"][:4]
-    else:
-        _set_forms(fields, volume.affine, source)
-    return image_class(voxels, fields.get_best_affine(), fields, dtype=voxels.dtype)
-
-
-def _set_forms(fields: Any, affine: np.ndarray, source: Source | None) -> None:
-    scale = 1.0
-    codes: tuple[int | None, int | None] = (None, None)
-    fields.set_xyzt_units("mm")
-    if source is not None and source.fields:
-        fields["xyzt_units"] = source.fields["xyzt_units"]
-        scale = _UNITS.get(int(fields["xyzt_units"]) & 7, _UNITS[0])[1]
-        codes = (source.qform_code, source.sform_code)
-    in_units = np.array(affine)
-    in_units[:3] /= scale
-    if not any(codes):  # with both codes 0 the affine would not be read back
-        codes = (_ALIGNED, _ALIGNED)
-    fields.set_qform(in_units, code=codes[0] or 0)
-    fields.set_sform(in_units, code=codes[1] or 0)
-
-
 def _pair(path: Path) -> tuple[Path, Path]:
     """The files with the header and with the voxels."""
     if path.suffix.lower() not in (".hdr", ".img"):
@@ -164,16 +76,16 @@ def _pair(path: Path) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
-def _fields(head: bytes, *, paired: bool) -> Any:
+def _fields(head: bytes, *, paired: bool) -> np.ndarray:
     """Decoded header fields.
 
     Raises:
         InputRefused: These bytes are no NIfTI header, or one of the other kind (single file, pair).
     """
-    for endianness, order in (("<", "little"), (">", "big")):
-        size = int.from_bytes(head[:4], order)  # type: ignore[arg-type]
-        if size in _SIZES and len(head) >= size:
-            fields = _SIZES[size](head[:size], endianness=endianness, check=False)
+    for order in ("little", "big"):
+        size = int.from_bytes(head[:4], order)
+        if size in nifti_fields.SIZES and len(head) >= size:
+            fields = nifti_fields.decode(head, size, big_endian=order == "big")
             magic = fields["magic"].item()
             if magic == _MAGIC[size][int(paired)]:
                 return fields
@@ -183,7 +95,7 @@ def _fields(head: bytes, *, paired: bool) -> Any:
     raise InputRefused(f"expected a NIfTI header, got {stream.content(head)}; export the volume as NIfTI")
 
 
-def _offset(fields: Any, *, paired: bool) -> int:
+def _offset(fields: np.ndarray, *, paired: bool) -> int:
     """First byte of the voxels; never inside the header of a single file."""
     offset = float(fields["vox_offset"])
     if not (np.isfinite(offset) and 0 <= offset < 2**62):
@@ -191,10 +103,15 @@ def _offset(fields: Any, *, paired: bool) -> int:
     return int(offset) if paired else max(int(offset), int(fields["sizeof_hdr"]) + 4)
 
 
-def _header(fields: Any, *, offset: int) -> Header:
+def header_of(fields: np.ndarray, *, offset: int) -> Header:
+    """What the decoded fields say.
+
+    Raises:
+        InputRefused: The axes or the voxel type are none.
+    """
     shape = _shape(fields)
-    unit, scale = _UNITS.get(int(fields["xyzt_units"]) & 7, _UNITS[0])
-    qform, sform = _qform(fields), np.asarray(fields.get_sform(), np.float64)
+    unit, scale = UNITS.get(int(fields["xyzt_units"]) & 7, UNITS[0])
+    qform, sform = _qform(fields), nifti_fields.sform(fields)
     codes = int(fields["qform_code"]), int(fields["sform_code"])
     affine = np.array(sform if codes[1] > 0 else qform if codes[0] > 0 else _base_affine(fields, shape))
     affine[:3] *= scale
@@ -205,7 +122,7 @@ def _header(fields: Any, *, offset: int) -> Header:
         shape=shape,
         dtype=dtype.newbyteorder("="),
         affine=affine,
-        byte_order="big" if fields.endianness == ">" else "little",
+        byte_order="big" if nifti_fields.is_big_endian(fields) else "little",
         slope=slope,
         intercept=intercept,
         units=unit,
@@ -215,16 +132,16 @@ def _header(fields: Any, *, offset: int) -> Header:
         sform=sform,
         fields={
             name: np.array(fields[name].item() if fields[name].ndim == 0 else fields[name].tolist())
-            for name in (*_FORM_FIELDS, "pixdim")
+            for name in (*FORM_FIELDS, "pixdim")
         },
     )
     problems = _form_problems(codes, qform, sform, shape, scale)
     if scale != 1.0:
         problems.append(Problem("note", f"lengths were stored in {unit} and converted to mm"))
-    return Header(_without_last_ones(shape), dtype, affine, source, offset=offset, problems=tuple(problems))
+    return Header(without_last_ones(shape), dtype, affine, source, offset=offset, problems=tuple(problems))
 
 
-def _shape(fields: Any) -> tuple[int, ...]:
+def _shape(fields: np.ndarray) -> tuple[int, ...]:
     rank = int(fields["dim"][0])
     shape = tuple(int(size) for size in fields["dim"][1 : rank + 1]) if 1 <= rank <= 7 else ()
     if not shape or min(shape) < 1:
@@ -232,7 +149,7 @@ def _shape(fields: Any) -> tuple[int, ...]:
     return shape
 
 
-def _without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape without axes of length 1 behind the third."""
     rank = len(shape)
     while rank > 3 and shape[rank - 1] == 1:
@@ -240,16 +157,14 @@ def _without_last_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(int(size) for size in shape[:rank])
 
 
-def _dtype(fields: Any) -> np.dtype:
-    try:
-        return fields.get_data_dtype()
-    except (HeaderDataError, KeyError):
-        raise InputRefused(
-            f"expected a NIfTI voxel type, got code {int(fields['datatype'])}; convert to float32"
-        ) from None
+def _dtype(fields: np.ndarray) -> np.dtype:
+    dtype = nifti_fields.voxel_dtype(fields)
+    if dtype is None:
+        raise InputRefused(f"expected a NIfTI voxel type, got code {int(fields['datatype'])}; convert to float32")
+    return dtype
 
 
-def _scaling(fields: Any) -> tuple[float, float]:
+def _scaling(fields: np.ndarray) -> tuple[float, float]:
     """Slope and intercept; a slope of 0 or without a value means that the voxels are stored as they are."""
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if slope == 0 or not np.isfinite(slope):
@@ -257,12 +172,11 @@ def _scaling(fields: Any) -> tuple[float, float]:
     return slope, intercept if np.isfinite(intercept) else 0.0
 
 
-def _qform(fields: Any) -> np.ndarray:
+def _qform(fields: np.ndarray) -> np.ndarray:
     """The qform matrix; NaN where the quaternion is none."""
     sizes = np.abs(np.asarray(fields["pixdim"], np.float64)[1:4])
-    try:
-        rotation = quat2mat(fields.get_qform_quaternion())
-    except (HeaderDataError, ValueError):
+    rotation = nifti_fields.rotation(fields)
+    if rotation is None:
         return np.full((4, 4), np.nan)
     matrix = np.eye(4)
     matrix[:3, :3] = rotation * sizes
@@ -272,7 +186,7 @@ def _qform(fields: Any) -> np.ndarray:
     return matrix
 
 
-def _base_affine(fields: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _base_affine(fields: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Left to right reversed and centred, as tools agree for files that state no orientation."""
     sizes = np.abs(np.asarray(fields["pixdim"], np.float64)[1:4]) * (-1, 1, 1)
     affine = np.diag([*sizes, 1.0])
