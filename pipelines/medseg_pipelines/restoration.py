@@ -19,7 +19,7 @@ from medseg_pipelines.recipe import RestorationRecipe
 from medseg_pipelines.regions import partitioner
 from medseg_pipelines.restored import Quality, RestoredResult
 from medseg_pipelines.results import Result
-from medseg_pipelines.slices import Scaling, network_input, slice_axis, stacked, unstacked
+from medseg_pipelines.slices import Scaling, network_input, restored_channels, slice_axis, stacked, unstacked
 
 _SMALLEST = 10  # pixels along both sides of a slice; less holds no block to estimate noise from
 
@@ -126,8 +126,8 @@ class Restoration(Pipeline[RestorationRecipe]):
         image = network_input(stack, chosen, self.recipe.slices, level).to(self.device)
         ids = torch.from_numpy(np.ascontiguousarray(np.moveaxis(regions, 2, 0))).long().to(self.device)
         with torch.inference_mode():
-            restored = restore(cast(RAT, self._predict), image, ids)[:, self.recipe.slices.context // 2]
-        return np.moveaxis(restored.float().cpu().numpy(), 0, 2) - stack[:, :, chosen]
+            restored = restore(cast(RAT, self._predict), image, ids)[:, restored_channels(self.recipe.slices)]
+        return np.moveaxis(restored[:, 0].float().cpu().numpy(), 0, 2) - stack[:, :, chosen]
 
     def _peak_bytes(self, volume: Volume, axis: int) -> int:
         pixels = volume.voxels.size // volume.shape[axis]

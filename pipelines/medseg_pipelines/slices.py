@@ -86,3 +86,9 @@ def network_input(stack: np.ndarray, chosen: list[int], options: Slices, level: 
 def channels_of(options: Slices, *, colours: int = 1) -> int:
     """Channels that the network must take."""
     return options.context * colours + int(options.noise_map)
+
+
+def restored_channels(options: Slices) -> slice:
+    """Which output of the network is the restored slice: the one added to the middle of its context."""
+    middle = options.context // 2
+    return slice(middle, middle + 1)

@@ -23,7 +23,7 @@ from medseg.networks.rat import RAT
 from medseg.partition import partition
 from medseg_pipelines.recipe import RestorationRecipe, Slices
 from medseg_pipelines.regions import partitioner
-from medseg_pipelines.slices import Scaling, channels_of, network_input, slice_axis, stacked
+from medseg_pipelines.slices import Scaling, channels_of, network_input, restored_channels, slice_axis, stacked
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Optimisation, Section, Trainer
 
@@ -194,23 +194,29 @@ def _turned(crop: np.ndarray, way: int) -> np.ndarray:
 
 
 class RestorationTrainer(Trainer):
-    """Learns the middle slice of a context, errors weighed up in the worst regions."""
+    """Learns the middle slice of a context, errors weighed up in the worst regions.
+
+    Args:
+        network: Starts as the identity; whatever it adds is learned.
+        options: The training section.
+        restored: Which outputs are the restored slice.
+        device: A torch device.
+    """
 
     network: RAT
 
-    def __init__(self, network: RAT, options: RestorationOptions, *, device: str = "cpu") -> None:
+    def __init__(self, network: RAT, options: RestorationOptions, *, restored: slice, device: str = "cpu") -> None:
         for parameter in network.ending.parameters():
             nn.init.zeros_(parameter)  # the start is the identity: what the network finds wrong is added to the image
         super().__init__(network, options, total=options.steps, device=device)
-        self.beta = options.beta
+        self.beta, self.restored = options.beta, restored
 
     def loss(self, sample: Batch) -> Tensor:
         """The focal region loss of RAT, section 4 of its training."""
         image, target, regions = (x.to(self.device) for x in (sample.image, sample.target, sample.regions))
         with self.autocast():
             restored = self.network(image, regions)
-        middle = restored.shape[1] // 2 if target.shape[1] == 1 else slice(None)
-        return focal_region_loss(restored[:, middle].reshape(target.shape).float(), target, regions, beta=self.beta)
+        return focal_region_loss(restored[:, self.restored].float(), target, regions, beta=self.beta)
 
 
 class RestorationCourse(Course[RestorationOptions]):
@@ -244,7 +250,7 @@ class RestorationCourse(Course[RestorationOptions]):
             raise UsageError(f"network.options.in_channels must be {wanted}, got {network.intro.in_channels}")
         if self.options.crop % network.multiple:
             raise UsageError(f"training.crop must be a multiple of {network.multiple}, got {self.options.crop}")
-        return RestorationTrainer(network, self.options, device=device)
+        return RestorationTrainer(network, self.options, restored=restored_channels(recipe.slices), device=device)
 
     def images(self, files: list[Path]) -> Crops:
         """Crops of all slices that training may see."""
