@@ -16,6 +16,8 @@ from medseg.metrics import (
     DATA_RANGE_CONVENTION,
     EMPTY_CONVENTION,
     dice,
+    edge_preservation,
+    flat_bias,
     nrmse,
     psnr,
     ssim,
@@ -74,6 +76,8 @@ class ImageEvaluation:
     psnr_db: float  # inf for equal images
     ssim: float
     nrmse: float  # fraction of the data range
+    edges: float  # correlation of gradient magnitudes
+    flat_bias: float  # fraction of the data range
     data_range: float
     notes: tuple[str, ...]
 
@@ -169,6 +173,8 @@ def evaluate_images(
         psnr_db=psnr(*some, span),
         ssim=ssim(ours, theirs, span, inside=pair.inside),
         nrmse=nrmse(*some, span),
+        edges=edge_preservation(ours, theirs, inside=pair.inside),
+        flat_bias=flat_bias(ours, theirs, span, inside=pair.inside),
         data_range=span,
         notes=(DATA_RANGE_CONVENTION, *pair.notes),
     )

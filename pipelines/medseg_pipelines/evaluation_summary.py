@@ -42,6 +42,8 @@ IMAGE_MEASURES = (
     Measure(key="psnr_db", title="PSNR", unit="dB", form="{:.2f}"),
     Measure(key="ssim", title="SSIM", form="{:.4f}", best=1.0),
     Measure(key="nrmse", title="NRMSE", form="{:.4f}", best=0.0),
+    Measure(key="edges", title="Edges", form="{:.3f}", best=1.0),
+    Measure(key="flat_bias", title="Bias in flat tissue", unit="%", form="{:+.2f}", factor=100.0, best=0.0),
 )
 
 
@@ -190,7 +192,7 @@ def summarise(
 def _figures(found: Evaluation | ImageEvaluation) -> dict[str, dict[str, float]]:
     """Per row its figures; "" is the row of the means over structures."""
     if isinstance(found, ImageEvaluation):
-        return {_IMAGE_ROW: {"psnr_db": found.psnr_db, "ssim": found.ssim, "nrmse": found.nrmse}}
+        return {_IMAGE_ROW: {measure.key: getattr(found, measure.key) for measure in IMAGE_MEASURES}}
     figures = {score.name: {k: v for k, v in asdict(score).items() if k != "name"} for score in found.scores}
     means = {"dice": found.mean_dice, "nsd": found.mean_nsd, "hd95_mm": found.mean_hd95_mm, "asd_mm": found.mean_asd_mm}
     return {**figures, "": means}

@@ -11,8 +11,9 @@ from monai.metrics.regression import PSNRMetric, SSIMMetric
 from monai.metrics.surface_dice import compute_surface_dice
 from monai.metrics.surface_distance import compute_average_surface_distance
 from scipy import ndimage
+from scipy.ndimage import gaussian_filter
 
-from medseg.metrics import dice, nrmse, psnr, ssim, surface_distances, volume_error
+from medseg.metrics import dice, edge_preservation, flat_bias, nrmse, psnr, ssim, surface_distances, volume_error
 
 UNIT = (1.0, 1.0, 1.0)
 
@@ -138,3 +139,31 @@ def test_arguments_are_checked() -> None:
         psnr(np.zeros(3), np.ones(3), 0.0)
     with pytest.raises(ValueError, match="must hold voxels"):
         psnr(np.zeros((0, 3)), np.zeros((0, 3)), 1.0)
+
+
+def _steps() -> np.ndarray:
+    """Two flat halves with an edge between, above an empty frame."""
+    image = np.zeros((24, 24, 24))
+    image[4:-4, 4:12, 4:-4], image[4:-4, 12:-4, 4:-4] = 50.0, 100.0
+    return image
+
+
+def test_edges_are_lost_by_blur_and_by_noise() -> None:
+    reference = _steps()
+    noise = np.random.default_rng(0).normal(size=reference.shape)
+    assert edge_preservation(reference, reference) == pytest.approx(1.0)
+    assert edge_preservation(3 * reference + 7, reference) == pytest.approx(1.0)
+    blurred, noisy = (edge_preservation(x, reference) for x in (gaussian_filter(reference, 2), reference + 20 * noise))
+    assert blurred < 0.95
+    assert noisy < edge_preservation(reference + 2 * noise, reference) < 1.0
+    assert math.isnan(edge_preservation(reference, np.ones_like(reference)))
+
+
+def test_bias_is_that_of_flat_tissue_alone() -> None:
+    reference = _steps()
+    shifted = np.where(reference > 0, reference + 5, 0)
+    assert flat_bias(shifted, reference, 100.0) == pytest.approx(0.05)
+    only_edges = reference.copy()
+    only_edges[:, 11:13] += 40
+    assert flat_bias(only_edges, reference, 100.0) == pytest.approx(0.0)
+    assert math.isnan(flat_bias(np.zeros((4, 4, 4)), np.zeros((4, 4, 4)), 1.0))

@@ -108,7 +108,7 @@ def test_images_make_one_row_and_infinite_psnr_is_counted() -> None:
     assert content["psnr_db_infinite"] == 1
     assert content["ssim_low"] < content["ssim"] < content["ssim_high"] <= 1.0
     assert content["failed"] == [{"case": "broken", "error": "could not be read"}]
-    assert as_csv(_images((0.1,))).splitlines()[0] == "case,psnr_db,ssim,nrmse,data_range"
+    assert as_csv(_images((0.1,))).splitlines()[0] == "case,psnr_db,ssim,nrmse,edges,flat_bias,data_range"
 
 
 def test_kinds_do_not_mix() -> None:

@@ -1,0 +1,196 @@
+"""Restoring a volume: exact grid, own units, every slice once, regions kept and given back, replay bit for bit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import medseg
+from medseg.errors import Cancelled, InputRefused, UsageError
+from medseg.volume import Volume
+from medseg_pipelines.load import load_model
+from medseg_pipelines.manifest import read_manifest
+from medseg_pipelines.recipe import Slices
+from medseg_pipelines.replay import replay
+from medseg_pipelines.restoration import Restoration
+from medseg_pipelines.restored import Quality, RestoredResult
+from medseg_pipelines.slices import Scaling, network_input, slice_axis
+from tiny_model import build_tiny_model, head
+from tiny_restoration import build_tiny_restoration
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_restoration(tmp_path_factory.mktemp("tiny-denoise"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Restoration:
+    loaded = load_model(folder, device="cpu")
+    assert isinstance(loaded, Restoration)
+    return loaded
+
+
+def _run(model: Restoration, image: Volume | Path, **options: object) -> RestoredResult:
+    result = model(image, **options)
+    assert isinstance(result, RestoredResult)
+    return result
+
+
+def _noisy_head(shape: tuple[int, int, int] = (37, 30, 9), spacing: tuple[float, float, float] = (4, 5, 16)) -> Volume:
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    radius = np.sqrt(sum(axis**2 for axis in axes))
+    voxels = 300 * (radius < 0.8) + np.random.default_rng(1).normal(size=shape) * 9 + 20
+    return Volume(voxels.clip(0).astype(np.int16), np.diag([*spacing, 1.0]))
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1), (1, -1, -1)], ids=str)
+def test_result_lies_on_the_grid_and_keeps_the_unit(model: Restoration, signs: tuple[int, int, int]) -> None:
+    image = _noisy_head()
+    image = Volume(image.voxels, image.affine @ np.diag([*signs, 1.0]))
+    result = _run(model, image)
+    assert result.volume.grid.equals(image.grid)
+    assert result.volume.voxels.dtype == np.float32
+    change = result.volume.voxels - image.voxels
+    assert 0 < np.abs(change).max() < 300
+    assert np.array_equal(result.residual.voxels, change)
+
+
+def test_an_untouched_image_comes_back_exactly(tmp_path: Path) -> None:
+    model = load_model(build_tiny_restoration(tmp_path, change=0.0), device="cpu")
+    image = _noisy_head()
+    # outside of the limits too, where the network sees values that were cut off
+    image = image.with_voxels(np.where(image.voxels == image.voxels.max(), 30000, image.voxels).astype(np.int16))
+    assert np.array_equal(model(image).volume.voxels, image.voxels.astype(np.float32))
+
+
+def test_slices_lie_across_the_coarsest_axis() -> None:
+    voxels = np.zeros((4, 5, 6))
+    assert slice_axis(Volume(voxels, np.diag([5.0, 1, 1, 1]))) == 0
+    assert slice_axis(Volume(voxels, np.diag([1.0, 1.05, 1, 1]))) == 2
+    sagittal = np.array([[0, 0, 1.0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
+    assert slice_axis(Volume(voxels, sagittal)) == 1
+
+
+def test_network_sees_neighbours_and_the_ends_repeated() -> None:
+    stack = np.broadcast_to(np.arange(4, dtype=np.float32), (12, 11, 4)).copy()
+    seen = network_input(stack, [0, 3], Slices(context=3, noise_map=True), level=0.5)
+    assert seen.shape == (2, 4, 12, 11)
+    assert seen[:, :, 0, 0].tolist() == [[0, 0, 1, 0.5], [2, 3, 3, 0.5]]
+
+
+def test_scaling_of_ct_is_fixed_and_that_of_mr_follows_the_image() -> None:
+    voxels = np.linspace(0, 400, 1000)
+    assert Scaling.of(voxels, Slices(source=(-1000, 1000))).apply(np.array([0.0])) == 0.5
+    assert Scaling.of(voxels, Slices()).high == pytest.approx(398, abs=1)
+    assert Scaling.of(np.zeros(5), Slices()).apply(np.zeros(2)).tolist() == [0, 0]
+
+
+def test_saved_folder_replays_bit_for_bit(model: Restoration, folder: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "scan.nii.gz"
+    medseg.write(_noisy_head(), scan)
+    result = _run(model, scan, keep_regions=True)
+    out = result.save(tmp_path / "out")
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        *("restored.nii.gz", "residual.nii.gz", "regions.nii.gz", "regions.png"),
+        *("preview.png", "statistics.json", "manifest.json"),
+    }
+    restored, residual = (medseg.read(out / f"{name}.nii.gz") for name in ("restored", "residual"))
+    np.testing.assert_array_equal(restored.voxels, result.volume.voxels)
+    np.testing.assert_allclose(restored.voxels - residual.voxels, medseg.read(scan).voxels, atol=1e-3)
+    manifest = read_manifest(out / "manifest.json")
+    statistics = json.loads((out / "statistics.json").read_text())
+    assert manifest["quality"]["noise_before"] == statistics["noise_before"] > statistics["noise_after"] * 0.2
+    answer = replay(manifest, out, model=folder)
+    assert (answer.identical, answer.files_intact) == (True, True)
+
+
+def test_given_regions_are_used_kept_and_replayed(model: Restoration, folder: Path, tmp_path: Path) -> None:
+    image = _noisy_head()
+    scan = tmp_path / "scan.nii.gz"
+    medseg.write(image, scan)
+    whole = image.with_voxels(np.zeros(image.shape, np.uint8), kind="labels")
+    halves = whole.with_voxels((np.arange(37)[:, None, None] > 17) * np.ones((1, *image.shape[1:]), np.uint8))
+    one, two = _run(model, scan, regions=whole), _run(model, scan, regions=halves)
+    assert not np.array_equal(one.volume.voxels, two.volume.voxels)
+    out = two.save(tmp_path / "out")
+    assert np.array_equal(medseg.read(out / "regions.nii.gz").voxels, halves.voxels)
+    assert replay(read_manifest(out / "manifest.json"), out, model=folder).identical
+    (out / "regions.nii.gz").unlink()
+    with pytest.raises(InputRefused, match="regions of the run must lie in the result folder"):
+        replay(read_manifest(out / "manifest.json"), out, model=folder)
+
+
+def test_regions_on_another_grid_or_no_ids_are_refused(model: Restoration) -> None:
+    image = _noisy_head()
+    moved = image.affine.copy()
+    moved[0, 3] += 1
+    with pytest.raises(InputRefused, match="must lie on the grid of the image"):
+        model(image, regions=Volume(np.zeros(image.shape, np.uint8), moved))
+    with pytest.raises(InputRefused, match="whole numbers from 0 on"):
+        model(image, regions=image.with_voxels(np.full(image.shape, 0.5)))
+
+
+def test_a_given_noise_level_is_used_and_recorded(model: Restoration) -> None:
+    image = _noisy_head()
+    found, told = _run(model, image), _run(model, image, noise=40.0)
+    assert told.manifest["options"]["noise"] == 40.0
+    assert not np.array_equal(found.volume.voxels, told.volume.voxels)
+    with pytest.raises(UsageError, match="noise level must be above 0, got -1"):
+        model(image, noise=-1.0)
+
+
+def test_a_segmenting_model_takes_no_noise_level(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="takes neither a noise level nor regions"):
+        load_model(build_tiny_model(tmp_path), device="cpu")(head(), noise=3.0)
+
+
+def test_progress_counts_slices_and_false_cancels(model: Restoration) -> None:
+    seen: list[tuple[str, int, int]] = []
+    model(_noisy_head(), progress=lambda event: seen.append((event.stage, event.done, event.total)))
+    assert ("restoring", 9, 9) in seen
+    assert [stage for stage, done, _ in seen if done == 0] == ["reading", "preparing", "restoring", "measuring"]
+    with pytest.raises(Cancelled):
+        model(_noisy_head(), progress=lambda event: event.done == 0)
+
+
+def test_plan_and_memory_limit(model: Restoration) -> None:
+    from medseg_pipelines.case import read_case
+
+    plan = model.plan(read_case(_noisy_head()))
+    assert (plan.grid, plan.tiles) == ((37, 30, 9), 9)
+    with pytest.raises(InputRefused, match="run needs about"):
+        model(_noisy_head(), memory_limit=1000)
+
+
+def test_ct_is_not_taken_for_mr_and_is_never_chosen(model: Restoration) -> None:
+    image = _noisy_head()
+    with pytest.raises(InputRefused, match="look like CT"):
+        model(image.with_voxels(image.voxels - np.int16(1000)))
+
+
+def test_quality_tells_removed_noise_from_changed_anatomy() -> None:
+    clean = np.full((40, 40, 6), 100.0, np.float32)
+    clean[10:30, 10:30] = 200.0
+    noisy = clean + 5 * np.random.default_rng(0).normal(size=clean.shape).astype(np.float32)
+    good = Quality.of(noisy, clean)
+    assert good.noise_before == pytest.approx(5, rel=0.1)
+    assert good.noise_after == 0
+    assert good.doubts("HU") == []
+    erased = clean.copy()
+    erased[15:20, 15:20] = 100.0
+    assert "look at the residual" in Quality.of(noisy, erased).doubts("HU")[0]
+
+
+def test_pictures_show_what_was_done(model: Restoration, tmp_path: Path) -> None:
+    out = _run(model, _noisy_head()).save(tmp_path / "out")
+    with Image.open(out / "preview.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    red = (pixels[..., 0] > 180) & (pixels[..., 1] < 60)
+    assert red[:52].mean() > 0.5, "untrained weights carry a red banner"
+    with Image.open(out / "regions.png") as picture:
+        assert max(picture.size) == 900
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 100

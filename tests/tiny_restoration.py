@@ -1,0 +1,54 @@
+"""A restoring model of a few thousand parameters, for tests of everything around a network."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from medseg.networks import build_network
+from medseg.networks.rat import RAT
+from medseg.weights import save_weights, sha256_of
+from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+
+NETWORK = {
+    "in_channels": 4,
+    "width": 4,
+    "encoder_depths": [1],
+    "decoder_depths": [1],
+    "middle_depth": 3,
+    "num_heads": 2,
+}
+
+
+def tiny_restoration_recipe(**slices: Any) -> dict[str, Any]:
+    """The recipe of mr-denoise with a tiny network, as it stands in the file."""
+    content = yaml.safe_load((recipe_folder("mr-denoise") / RECIPE_FILE).read_text(encoding="utf-8"))
+    content["name"] = "tiny-denoise"
+    content["network"] = {"name": "rat", "options": dict(NETWORK)}
+    content["slices"] = {**content["slices"], "context": 3, **slices}
+    content["training"] = {}
+    return content
+
+
+def build_tiny_restoration(folder: Path, *, change: float = 0.05, **slices: Any) -> Path:
+    """Recipe and weights in `folder`, marked as untrained; `change` is the spread of the last layer's weights."""
+    content = tiny_restoration_recipe(**slices)
+    torch.manual_seed(4)
+    network = build_network("rat", **content["network"]["options"])
+    assert isinstance(network, RAT)
+    for parameter in network.ending.parameters():
+        torch.nn.init.normal_(parameter, std=change)
+    for name, parameter in network.named_parameters():
+        if "lambda_" in name:
+            torch.nn.init.ones_(parameter)  # they start at 0, where regions would mean nothing
+    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
+    content["weights"] = {
+        "file": weights.name,
+        "sha256": sha256_of(weights),
+        "dtype": "float32",
+        "trained": False,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+    }
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
