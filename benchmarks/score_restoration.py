@@ -1,6 +1,6 @@
 """PSNR, SSIM, edges and bias of `mr-denoise` and `ct-denoise` on held-back slices, beside the usual filters.
 
-`python benchmarks/score_restoration.py --data ../shared/data [--model ct-denoise]` prints the tables of the model cards.
+`python benchmarks/score_restoration.py --data ../shared/data [--model ct-denoise]` prints the tables of the cards.
 Each filter gets the true noise level, total variation even the strength that suits the reference best; ours estimates
 the level itself. All work on the same slabs, in 3D. MR filters are corrected for the bias of Rician noise.
 """

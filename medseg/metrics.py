@@ -237,7 +237,7 @@ def _slopes(image: np.ndarray, reference: np.ndarray) -> tuple[NDArray[np.float3
     """Gradient magnitudes of both images."""
     _require_images(image, reference, 1.0)
     ours, theirs = (ndimage.gaussian_gradient_magnitude(x.astype(np.float32), 1.0) for x in (image, reference))
-    return ours, theirs
+    return np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
 
 
 def _ssim_map(image: np.ndarray, reference: np.ndarray, data_range: float) -> NDArray[np.float64]:
