@@ -16,6 +16,7 @@ from medseg_app.options import (
     INPUT,
     MODEL,
     OUTPUT,
+    CorrectGeometry,
     Debug,
     Device,
     Engine,
@@ -28,6 +29,7 @@ from medseg_app.options import (
     Quiet,
     Regions,
     SaveRegions,
+    Series,
     TimePoint,
     Verbose,
     parse_size,
@@ -84,11 +86,18 @@ def common(
 @answering
 def infer(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="NIfTI, MGH, NRRD or MetaImage files.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="INPUT",
+            help="NIfTI, MGH, NRRD or MetaImage files; DICOM as folder, zip, DICOMDIR or file.",
+            show_default=False,
+        ),
     ],
     model: Model = None,
     out: Out = None,
     time_point: TimePoint = None,
+    series: Series = None,
+    correct_geometry: CorrectGeometry = False,
     force_scope: Annotated[
         bool, typer.Option("--force-scope", help="Run on an image the model was not made for.", rich_help_panel=MODEL)
     ] = False,
@@ -120,6 +129,8 @@ def infer(
         device=device,
         engine=engine,
         time_point=time_point,
+        series=series,
+        correct_geometry=correct_geometry,
         memory_limit=parse_size(memory_limit),
         force_scope=force_scope,
         noise=noise,
@@ -150,14 +161,22 @@ def models(
 @app.command()
 @answering
 def info(
-    volume: Annotated[Path, typer.Argument(metavar="INPUT", help="The file.", show_default=False)],
+    volume: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="The file; DICOM as folder, zip, DICOMDIR or file.", show_default=False),
+    ],
+    series: Series = None,
+    correct_geometry: CorrectGeometry = False,
     json: Json = False,
     debug: Debug = False,
 ) -> int:
-    """Say what a file is: grid, spacing, orientation, and the problems found in it (then with exit code 3)."""
+    """Say what a file is: grid, spacing, orientation, and the problems found in it (then with exit code 3).
+
+    Of DICOM, every series is listed with its number for --series.
+    """
     from medseg_app.commands import info
 
-    return info.run(volume, json=json)
+    return info.run(volume, series=series, correct_geometry=correct_geometry, json=json)
 
 
 @app.command()

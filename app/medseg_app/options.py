@@ -22,6 +22,20 @@ Engine = Annotated[
     str, typer.Option(help="auto, or one that `medseg doctor` lists.", rich_help_panel=COMPUTE, show_default=True)
 ]
 TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D file, from 0.", min=0, rich_help_panel=INPUT)]
+Series = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N", help="Which DICOM series, as `medseg info` numbers them, or a UID.", rich_help_panel=INPUT
+    ),
+]
+CorrectGeometry = Annotated[
+    bool,
+    typer.Option(
+        "--correct-geometry",
+        help="Straighten a gantry tilt, fill gaps and guess missing positions of DICOM slices.",
+        rich_help_panel=INPUT,
+    ),
+]
 MemoryLimit = Annotated[
     str | None, typer.Option(help="What a run may take, like 6GB.", rich_help_panel=COMPUTE, metavar="SIZE")
 ]

@@ -46,7 +46,8 @@ def replay(
         ModelMissing: The model is not that of the run.
     """
     path = image or _find_input(folder, manifest["input"]["name"])
-    case = read_case(path, time_point=manifest["input"].get("time_point"))
+    chosen = {name: manifest["input"].get(name) for name in ("time_point", "series")}
+    case = read_case(path, correct_geometry=manifest["input"].get("correct_geometry", False), **chosen)
     if case.record.sha256 != manifest["input"]["sha256"]:
         raise InputRefused(
             f"input '{path.name}' must have sha256 {manifest['input']['sha256'][:12]}..., "

@@ -15,7 +15,7 @@ from tiny_model import head
 
 from .conftest import Call
 
-HEAVY = {"torch", "monai", "gradio"}
+HEAVY = {"torch", "monai", "gradio", "nibabel", "pydicom", "highdicom", "SimpleITK"}
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ class Request:
     device: str = "auto"
     engine: str = "auto"
     time_point: int | None = None
+    series: str | None = None
+    correct_geometry: bool = False
     memory_limit: int | None = None
     force_scope: bool = False
     noise: float | None = None
@@ -105,7 +107,13 @@ def _check_inputs(request: Request) -> None:
 def _one(path: Path, request: Request, models: dict[str, "Pipeline"], view: ProgressView) -> dict[str, Any]:
     """Read, choose, run and save one input; returns what is to be said of it."""
     view(Event(stage="reading", done=0, total=1, seconds_left=None))
-    case = read_case(path, time_point=request.time_point, memory_limit=request.memory_limit)
+    case = read_case(
+        path,
+        time_point=request.time_point,
+        memory_limit=request.memory_limit,
+        series=request.series,
+        correct_geometry=request.correct_geometry,
+    )
     name, reason = _model_for(case, request)
     title = load_recipe(name).name
     view.pause()

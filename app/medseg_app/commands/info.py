@@ -1,4 +1,4 @@
-"""`medseg info`: what a file is, from its header."""
+"""`medseg info`: what a file or a DICOM series is, from its headers."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -9,9 +9,16 @@ from medseg.errors import InputRefused
 from medseg_app.output import print_json, print_line, size_text
 
 
-def run(path: Path, *, json: bool) -> int:
-    """Describe one file; returns the exit code, that of a refusal where `medseg infer` would refuse the file."""
-    found = io.inspect(path)
+def run(path: Path, *, series: str | None, correct_geometry: bool, json: bool) -> int:
+    """Describe what lies behind a path; returns the exit code, that of a refusal where `medseg infer` would refuse it.
+
+    Args:
+        path: A file, or DICOM in any form.
+        series: Which of several DICOM series to describe in detail.
+        correct_geometry: Describe the grid that `--correct-geometry` would make.
+        json: Print one JSON object.
+    """
+    found = io.inspect(path, series=series, correct_geometry=correct_geometry)
     if json:
         print_json(_plain(found))
     else:
@@ -21,16 +28,19 @@ def run(path: Path, *, json: bool) -> int:
 
 
 def _plain(found: io.Inspection) -> dict[str, Any]:
-    content = {key: value for key, value in vars(found).items() if key not in ("affine", "problems")}
+    content = {key: value for key, value in vars(found).items() if key not in ("affine", "problems", "series")}
     content["affine"] = None if found.affine is None else found.affine.tolist()
     content["readable"] = found.readable
     content["problems"] = [asdict(problem) for problem in found.problems]
+    if found.series:
+        content["series"] = [asdict(series) for series in found.series]
     return content
 
 
 def _lines(found: io.Inspection) -> list[str]:
     rows = {
         "format": found.format,
+        "series": len(found.series) == 1 and _one_series(found.series[0]),
         "grid": found.shape and " x ".join(str(n) for n in found.shape) + " voxels",
         "spacing": found.spacing and " x ".join(f"{step:.4g}" for step in found.spacing) + " mm",
         "covers": found.spacing and found.shape and _covers(found.shape, found.spacing),
@@ -41,8 +51,34 @@ def _lines(found: io.Inspection) -> list[str]:
         "memory": found.memory and size_text(found.memory),
     }
     lines = [found.name, *(f"  {key:<12} {value}" for key, value in rows.items() if value)]
+    if len(found.series) > 1:
+        lines += [line for series in found.series for line in _series_lines(series)]
     lines += [f"  {problem.severity:<12} {problem.text}" for problem in found.problems]
-    return lines if found.problems else [*lines, "  no problems found in the header"]
+    if found.problems:
+        return lines
+    return [*lines, "  no problems found in the header" + "s" * (found.format == "DICOM")]
+
+
+def _one_series(series: io.SeriesSummary) -> str:
+    return f"{series.modality}, {series.images} image{'s' * (series.images != 1)} in {series.files} file" + "s" * (
+        series.files > 1
+    )
+
+
+def _series_lines(series: io.SeriesSummary) -> list[str]:
+    """A series of several: what it is, and what is wrong with it."""
+    kind = {"image": "", "localiser": ", localiser", "other": ", no images"}[series.kind]
+    parts = [f"{series.modality}{kind}, {series.files} file{'s' * (series.files > 1)}"]
+    if series.shape:
+        parts.append(" x ".join(str(n) for n in series.shape) + " voxels")
+    if series.spacing:
+        parts.append(" x ".join(f"{step:.4g}" for step in series.spacing) + f" mm, {series.orientation}")
+    if series.time_points > 1:
+        parts.append(f"{series.time_points} time points")
+    if series.series_number is not None:
+        parts.append(f"number {series.series_number}")
+    lines = [f"  {f'series {series.number}':<12} {'; '.join(parts)}", f"  {'':<12} {series.uid}"]
+    return lines + [f"  {'':<12} {problem.severity}: {problem.text}" for problem in series.problems]
 
 
 def _covers(shape: tuple[int, ...], spacing: tuple[float, float, float]) -> str:

@@ -12,6 +12,7 @@ from medseg.io.dicom import decoding
 from medseg.io.dicom.files import File
 
 _PIXEL_TAGS = {b"\x7f\xe0\x00\x10", b"\x7f\xe0\x00\x08", b"\x7f\xe0\x00\x09"}  # integer, float and double pixels
+_IMPLICIT, _EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"  # both little endian, without compression
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _SEGMENTATION = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
@@ -58,6 +59,7 @@ class Instance:
         flaw: Why it cannot become part of a volume, one plain sentence; None where nothing speaks against it.
         dtype: Of the stored values.
         bits: Of them in use.
+        plain_at: Byte of the file at which the pixels begin, where they are stored as they are in little-endian order.
     """
 
     file: File
@@ -77,6 +79,7 @@ class Instance:
     bits: int
     tilt: float | None
     flaw: str | None
+    plain_at: int | None = None
 
     @property
     def localiser(self) -> bool:
@@ -127,18 +130,20 @@ def read_instance(file: File) -> tuple[Instance, list[Plane]]:
         InputRefused: It is no DICOM, or cannot be decoded.
     """
     with file.open() as stream:
-        found = decoding.read_dataset(stream, TAGS)
+        dataset = decoding.read_dataset(stream, TAGS)
+        at = stream.tell()
         head = stream.read(12)
-    if not found:
+    if not dataset:
         raise InputRefused("expected a DICOM header, got none of its elements; export the file again")
     with decoding.refusing("expected a DICOM header, got one with damaged elements; export the file again"):
-        syntax = _text(getattr(found, "file_meta", None), "TransferSyntaxUID")
-        instance = _instance(file, found, syntax, head)
+        found = decoding.elements(dataset)
+        syntax = _text(decoding.elements(getattr(dataset, "file_meta", {})), "TransferSyntaxUID")
+        instance = _instance(file, found, syntax, head, at)
         frames = _count(found) if instance.rows else 0
         return instance, [_plane(instance, found, frame) for frame in range(frames)]
 
 
-def _instance(file: File, found: Any, syntax: str, head: bytes) -> Instance:
+def _instance(file: File, found: dict[str, Any], syntax: str, head: bytes, at: int) -> Instance:
     rows, columns, allocated = (_whole(found, name) or 0 for name in ("Rows", "Columns", "BitsAllocated"))
     image = rows > 0 and columns > 0
     floats = {b"\x7f\xe0\x00\x08": "f4", b"\x7f\xe0\x00\x09": "f8"}.get(_tag(head, syntax))
@@ -161,10 +166,11 @@ def _instance(file: File, found: Any, syntax: str, head: bytes) -> Instance:
         bits=_whole(found, "BitsStored") or allocated,
         tilt=_number(found, "GantryDetectorTilt"),
         flaw=_flaw(file, found, syntax, head),
+        plain_at=at + (8 if syntax == _IMPLICIT else 12) if syntax in (_IMPLICIT, _EXPLICIT) else None,
     )
 
 
-def _flaw(file: File, found: Any, syntax: str, head: bytes) -> str | None:
+def _flaw(file: File, found: dict[str, Any], syntax: str, head: bytes) -> str | None:
     """The first thing that keeps the pixels of a file out of a volume."""
     rows, columns, samples = (_whole(found, name) for name in ("Rows", "Columns", "SamplesPerPixel"))
     sop_class, photometric = _text(found, "SOPClassUID"), _text(found, "PhotometricInterpretation")
@@ -183,7 +189,7 @@ def _flaw(file: File, found: Any, syntax: str, head: bytes) -> str | None:
     return _pixel_flaw(file, found, syntax, head, rows * columns)
 
 
-def _pixel_flaw(file: File, found: Any, syntax: str, head: bytes, pixels: int) -> str | None:
+def _pixel_flaw(file: File, found: dict[str, Any], syntax: str, head: bytes, pixels: int) -> str | None:
     """Whether the pixels that the header announces can be there."""
     if syntax == _DEFLATED:
         return None  # where they begin is known only after unpacking
@@ -211,7 +217,7 @@ def _tag(head: bytes, syntax: str) -> bytes:
     return head[1::-1] + head[3:1:-1] if len(head) >= 4 else b""
 
 
-def _plane(instance: Instance, found: Any, frame: int) -> Plane:
+def _plane(instance: Instance, found: dict[str, Any], frame: int) -> Plane:
     groups = _Groups(found, frame)
     spacing = groups.numbers("PixelMeasuresSequence", "PixelSpacing", 2)
     spacing = spacing if spacing is not None else _numbers(found, "ImagerPixelSpacing", 2)
@@ -237,7 +243,7 @@ def _plane(instance: Instance, found: Any, frame: int) -> Plane:
 class _Groups:
     """Where a frame's attributes stand: in its own group, in the shared one, or in the file itself."""
 
-    def __init__(self, found: Any, frame: int) -> None:
+    def __init__(self, found: dict[str, Any], frame: int) -> None:
         self._found = found
         own, shared = (
             _values(found, f"{name}FunctionalGroupsSequence") if f"{name}FunctionalGroupsSequence" in found else []
@@ -263,14 +269,14 @@ class _Groups:
         return {name: value for name, value in said.items() if value}
 
 
-def _count(found: Any) -> int:
+def _count(found: dict[str, Any]) -> int:
     return max(1, _whole(found, "NumberOfFrames") or 1)
 
 
 def _values(found: Any, keyword: str) -> list[Any]:
     """The values of an element as a list; empty where it is absent or cannot be decoded."""
     try:
-        value = found.get(keyword) if found is not None else None
+        value = found.get(keyword)
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError, OverflowError):
         return []
     if value is None or value == "":
