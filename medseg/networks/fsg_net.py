@@ -72,7 +72,7 @@ class DropBlock(nn.Module):
 
     def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) to (B, C, H, W); `seeds`, (B, C, H - side + 1, W - side + 1), are 1 in the middle of squares."""
-        if not self.training:
+        if not self.training or self.keep >= 1:
             return x
         border = self.side // 2
         if seeds is None:
@@ -133,16 +133,17 @@ class ConvNext(nn.Module):
     Args:
         channels: C.
         kernel_size: Of the depth-wise convolution, odd.
+        keep: Of its `DropBlock`.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, channels: int, kernel_size: int = 3, keep: float = 0.5) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.norm = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, 4 * channels, kernel_size=1)
         self.conv2 = nn.Conv2d(4 * channels, channels, kernel_size=1)
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))  # the block starts as its straight path
-        self.drop = DropBlock()
+        self.drop = DropBlock(keep=keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
@@ -221,6 +222,7 @@ class FSGNet(nn.Module):
         depths: `ConvNext` blocks of each level, finest first.
         base_channels: c; levels have 2 c, 4 c, 8 c and 8 c channels.
         kernel_size: Of the encoder's blocks, odd.
+        keep: How densely training drops squares of features; 0.5 is published, 1 drops none. See `DropBlock`.
         guided: False leaves the guided part out, the paper's ablation `FSGNet_noGRM`.
         batch_coupled: See `GuidedFilter`; True is the published training.
         backbone: What stands in for the encoder: image (B, C_in, H, W) to four features of 2 c, 4 c, 8 c and 8 c
@@ -235,6 +237,7 @@ class FSGNet(nn.Module):
         depths: Sequence[int] = (3, 3, 9, 3),
         base_channels: int = 64,
         kernel_size: int = 3,
+        keep: float = 0.5,
         guided: bool = True,
         batch_coupled: bool = False,
         backbone: nn.Module | None = None,
@@ -242,7 +245,7 @@ class FSGNet(nn.Module):
         super().__init__()
         c, self.guided, self.backbone = base_channels, guided, backbone
         if backbone is None:
-            self._build_encoder(in_channels, c, depths, kernel_size)
+            self._build_encoder(in_channels, c, depths, kernel_size, keep)
         self.up_residual_conv3, self.up_residual_conv2 = ResidualConv(8 * c, 4 * c), ResidualConv(4 * c, 2 * c)
         self.up_residual_conv1 = ResidualConv(2 * c, c)
         for level, width in ((3, 4 * c), (2, 2 * c), (1, c)):
@@ -254,14 +257,14 @@ class FSGNet(nn.Module):
                 self.add_module(f"attention_block{level}", CrossGate(width))
                 self.add_module(f"conv_cat_{level}", Fusion(width, below, width))
 
-    def _build_encoder(self, in_channels: int, c: int, depths: Sequence[int], kernel: int) -> None:
+    def _build_encoder(self, in_channels: int, c: int, depths: Sequence[int], kernel: int, keep: float) -> None:
         """Layers of the full-scale encoder, under their published names."""
-        first = [ConvNext(c, kernel) for _ in range(depths[0])]
+        first = [ConvNext(c, kernel, keep) for _ in range(depths[0])]
         self.input_layer = nn.Sequential(MConv(in_channels, c, kernel), *first)
         self.input_skip = nn.Sequential(MConv(in_channels, c, kernel))
         for level, width in enumerate((c, 2 * c, 4 * c), start=1):
             self.add_module(f"conv{level}", MConv(in_channels, width))
-            blocks = [ConvNext(2 * width, kernel) for _ in range(depths[level])]
+            blocks = [ConvNext(2 * width, kernel, keep) for _ in range(depths[level])]
             down = nn.Conv2d(2 * width, 2 * width, kernel_size=2, stride=2)
             self.add_module(f"down_conv_{level + 1}", nn.Sequential(down, *blocks))
 

@@ -13,17 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from medseg.errors import ModelMissing, UsageError
+from medseg_pipelines.sections import PictureInference, PicturePreparation, PictureScope
+from medseg_pipelines.sections import Section as _Section
 
 RECIPE_FILE = "recipe.yaml"
 _HOME = "MEDSEG_HOME"
@@ -31,15 +25,11 @@ _HOME = "MEDSEG_HOME"
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 class Network(_Section):
     """Which network to build and with which options; `medseg.networks.build_network` judges the options."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Label(_Section):
@@ -152,7 +142,7 @@ class Partition(_Section):
     """How the image is cut into the regions inside which RAT attends (`medseg.partition`)."""
 
     kind: Literal["intensity", "superpixels", "automatic-masks"] = "intensity"
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Slices(_Section):
@@ -186,15 +176,15 @@ class _CommonRecipe(_Section):
     intended_use: str
     licence: str
     network: Network
-    scope: Scope
     weights: Weights
-    training: dict[str, Any] = {}  # checked by the training pipeline, which owns it
+    training: dict[str, Any] = Field(default_factory=dict)  # checked by the training pipeline, which owns it
 
 
 class SegmentationRecipe(_CommonRecipe):
     """Everything that turns an image into a label map, but for the weights themselves."""
 
     task: Literal["segmentation"]
+    scope: Scope
     labels: tuple[Label, ...]
     decode: Decode
     preparation: Preparation = Preparation()
@@ -217,13 +207,28 @@ class RestorationRecipe(_CommonRecipe):
     """Everything that turns an image into a cleaner one on the same grid, but for the weights themselves."""
 
     task: Literal["restoration"]
+    scope: Scope
     unit: str  # of the grey values: "HU", or "grey values"
     slices: Slices = Slices()
     partition: Partition = Partition()
 
 
-Recipe = SegmentationRecipe | RestorationRecipe
-_TASKS: dict[str, type[Recipe]] = {"segmentation": SegmentationRecipe, "restoration": RestorationRecipe}
+class PictureRecipe(_CommonRecipe):
+    """Everything that turns a picture into a mask of the same size, but for the weights themselves."""
+
+    task: Literal["picture-segmentation"]
+    scope: PictureScope
+    labels: tuple[Label, ...] = Field(min_length=1)  # one output of the network each, in this order
+    preparation: PicturePreparation = PicturePreparation()
+    inference: PictureInference
+
+
+Recipe = SegmentationRecipe | RestorationRecipe | PictureRecipe
+_TASKS: dict[str, type[Recipe]] = {
+    "segmentation": SegmentationRecipe,
+    "restoration": RestorationRecipe,
+    "picture-segmentation": PictureRecipe,
+}
 
 
 def recipe_names() -> list[str]:

@@ -11,12 +11,14 @@ from medseg.weights import save_weights
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Diverged, Progress, run_steps
+from medseg_pipelines.training.patches_course import PictureCourse
 from medseg_pipelines.training.restoration import RestorationCourse
 from medseg_pipelines.training.synthetic import SyntheticCourse
 
 __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
 _COURSES: dict[str, type[Course]] = {
+    "pictures": PictureCourse,
     "restoration": RestorationCourse,
     "synthetic-segmentation": SyntheticCourse,
 }

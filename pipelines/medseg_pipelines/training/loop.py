@@ -95,7 +95,10 @@ class Trainer(ABC):
         self.step += 1
         keep = min(self._optimisation.average, self.step / (self.step + 10))  # forget the random start quickly
         for name, value in self.network.state_dict().items():
-            self.average[name].lerp_(value, 1 - keep)
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - keep)
+            else:  # a norm counts its batches
+                self.average[name].copy_(value)
         self.torn = False
         return loss.item()
 
