@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseg.errors import UsageError
-from medseg_pipelines.recipe import load_recipe, recipe_folder, recipe_names
+from medseg.errors import ModelMissing, UsageError
+from medseg_pipelines.recipe import load_recipe, recipe_folder, recipe_names, template_names
 
 if TYPE_CHECKING:
     from medseg_pipelines.pipeline import Pipeline
@@ -26,6 +26,11 @@ def load_model(model: str | Path | None = None, *, device: str = "auto", engine:
     """
     model = _only_model() if model is None else model
     recipe = load_recipe(model)  # before torch: a wrong name must be told at once
+    if str(model) in template_names():
+        raise ModelMissing(
+            f"model '{model}' ships as a recipe without weights; train it with `medseg train {model} --data FOLDER "
+            "--out RUN`, then use -m RUN"
+        )
     folder = recipe_folder(model)
     if recipe.task == "restoration":
         from medseg_pipelines.restoration import Restoration

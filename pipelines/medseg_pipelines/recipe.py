@@ -223,18 +223,53 @@ class PictureRecipe(_CommonRecipe):
     inference: PictureInference
 
 
-Recipe = SegmentationRecipe | RestorationRecipe | PictureRecipe
+class Upscaling(_Section):
+    """Which voxels become finer, and how the coarse ones are taken to have been acquired.
+
+    "all" doubles every axis. "slices" cuts the coarsest axis into whole parts until voxels are as near to isotropic as
+    that allows; the network then sees the interpolated volume and each voxel's distance from an acquired slice.
+    """
+
+    axes: Literal["all", "slices"]
+    acquisition: Literal["kspace", "profile"]  # middle of k-space, or Gaussian slices (`medseg.acquisition`)
+    largest_factor: int = Field(default=8, ge=2)  # finer voxels per acquired one
+    percentile: float = Field(default=99.5, gt=0, le=100)  # of all voxels; it becomes 1, and 0 stays 0
+    window: tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels that the network sees; the last along the slices
+    overlap: float = Field(default=0.25, ge=0, lt=1)  # share of the window
+    bytes_per_voxel: int = Field(default=1000, ge=0)  # memory of the network for each voxel of the window, measured
+
+
+class SuperResolutionRecipe(_CommonRecipe):
+    """Everything that turns an image into one with finer voxels, but for the weights themselves."""
+
+    task: Literal["super-resolution"]
+    scope: Scope
+    unit: str  # of the grey values
+    upscaling: Upscaling
+
+
+Recipe = SegmentationRecipe | RestorationRecipe | PictureRecipe | SuperResolutionRecipe
 _TASKS: dict[str, type[Recipe]] = {
     "segmentation": SegmentationRecipe,
     "restoration": RestorationRecipe,
     "picture-segmentation": PictureRecipe,
+    "super-resolution": SuperResolutionRecipe,
 }
 
 
 def recipe_names() -> list[str]:
     """The models that ship with the package, by name."""
+    return sorted(name for name in _shipped() if name not in template_names())
+
+
+def template_names() -> list[str]:
+    """The recipes that ship without weights, to be trained on data of one's own, by name."""
+    return sorted(name for name, folder in _shipped().items() if not any(folder.glob("*.safetensors")))
+
+
+def _shipped() -> dict[str, Path]:
     root = Path(str(files("medseg_configs")))
-    return sorted(entry.name for entry in root.iterdir() if (entry / RECIPE_FILE).is_file())
+    return {entry.name: entry for entry in root.iterdir() if (entry / RECIPE_FILE).is_file()}
 
 
 def imported_models() -> Path:
@@ -265,12 +300,12 @@ def recipe_folder(model: str | Path) -> Path:
     """
     if Path(model).is_dir():
         return Path(model)
-    names = recipe_names()
-    if str(model) in names:
-        return Path(str(files("medseg_configs"))) / str(model)
+    shipped = _shipped()
+    if str(model) in shipped:
+        return shipped[str(model)]
     if str(model) in (imported := imported_names()):
         return imported_models() / str(model)
-    names += imported
+    names = [*shipped, *imported]
     raise UsageError(f"model '{model}' is not known{_guess(str(model), names)} (`medseg models` lists them)")
 
 

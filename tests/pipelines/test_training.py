@@ -16,7 +16,8 @@ from medseg.io import write
 from medseg.networks import build_network
 from medseg.networks.wau import WAUNet
 from medseg.synthesis import Sample, prepare_subject
-from medseg.weights import load_weights
+from medseg.weights import load_weights, sha256_of
+from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe
 from medseg_pipelines.training import Diverged, course_of, train
 from medseg_pipelines.training.loop import learning_rate_at
@@ -290,3 +291,14 @@ def test_a_map_without_a_brain_is_refused(tmp_path: Path) -> None:
     write(skull.with_voxels(np.where(skull.voxels == 502, 502, 0).astype(np.uint16)), tmp_path / "maps" / "x.nii.gz")
     with pytest.raises(InputRefused, match=r"'x.nii.gz': label map must hold brain tissue"):
         train(_model(tmp_path / "model", _training()), tmp_path, tmp_path / "run")
+
+
+def test_the_folder_of_a_run_is_a_model(model: Path, data: Path, tmp_path: Path) -> None:
+    report = train(model, data, tmp_path / "run", workers=0, seconds=0)
+    run = load_model(tmp_path / "run", device="cpu")
+    assert run.recipe.weights.sha256 == sha256_of(report.weights)
+    assert run.recipe.training == load_recipe(model).training
+    card = (tmp_path / "run" / "CARD.md").read_text()
+    assert "2 files" in card
+    assert "stopped before its end of 6 steps" in card
+    assert "a.nii.gz" not in card, "names of files may tell of patients"

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg_app.output import print_json, print_line, print_table, size_text
-from medseg_pipelines.recipe import Recipe, load_recipe, recipe_folder, recipe_names
+from medseg_pipelines.recipe import Recipe, imported_names, load_recipe, recipe_folder, recipe_names, template_names
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 
@@ -14,12 +14,19 @@ def run(name: str | None, *, json: bool) -> int:
         recipe, folder = load_recipe(name), recipe_folder(name)
         print_json(_plain(recipe, folder)) if json else _print_card(recipe, folder)
         return 0
-    recipes = [load_recipe(known) for known in recipe_names()]
+    recipes = [load_recipe(known) for known in (*recipe_names(), *imported_names())]
+    templates = [load_recipe(known) for known in template_names()]
     if json:
-        print_json({"notice": RESEARCH_USE, "models": [_plain(r, recipe_folder(r.name)) for r in recipes]})
+        listed = {"models": recipes, "templates": templates}
+        print_json(
+            {"notice": RESEARCH_USE, **{k: [_plain(r, recipe_folder(r.name)) for r in v] for k, v in listed.items()}}
+        )
         return 0
     rows = [(r.name, r.task, "/".join(r.scope.modalities), r.scope.anatomy, r.licence, r.summary) for r in recipes]
     print_table(("name", "task", "images", "anatomy", "licence", "what it does"), rows)
+    if templates:
+        print_line("\nRecipes without weights, to be trained on data of your own (`medseg train NAME --data FOLDER`):")
+        print_table(("name", "task", "what it does"), [(r.name, r.task, r.summary) for r in templates])
     print_line(RESEARCH_USE)
     return 0
 
@@ -39,7 +46,7 @@ def _card(folder: Path) -> str | None:
 
 def _print_card(recipe: Recipe, folder: Path) -> None:
     weights = folder / recipe.weights.file
-    size = size_text(weights.stat().st_size) if weights.is_file() else "missing: reinstall the package"
+    size = size_text(weights.stat().st_size) if weights.is_file() else "none: this recipe is to be trained first"
     scope = recipe.scope
     view = " x ".join(f"{length:g}" for length in scope.field_of_view)
     rows = {

@@ -1,0 +1,144 @@
+"""Learning to restore: from good images with noise added, and from pairs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from medseg.degradation import add_rician_noise
+from medseg.errors import InputRefused, UsageError
+from medseg.io import write
+from medseg.volume import Volume
+from medseg_pipelines.load import load_model
+from medseg_pipelines.recipe import RECIPE_FILE
+from medseg_pipelines.training import course_of, train
+from medseg_pipelines.training.restoration import Crops
+from tiny_restoration import tiny_restoration_recipe
+
+
+def _scan(seed: int = 0, *, offset: float = 0.0) -> Volume:
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in (40, 36, 12)], indexing="ij")
+    rng = np.random.default_rng(seed)
+    wave = 300 + 150 * np.sin(4 * axes[0] + seed) + 100 * (np.hypot(axes[0], axes[1]) < 0.5)
+    voxels = np.where(np.hypot(axes[0], axes[1]) < 0.9, wave, 2.0) + rng.normal(size=axes[0].shape) + offset
+    return Volume(voxels.astype(np.float32), np.diag([2.0, 2, 4, 1]))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("restoration-data")
+    write(_scan(), folder / "a.nii.gz")
+    ct = _scan(1)
+    write(ct.with_voxels(np.where(ct.voxels < 10, -1000, ct.voxels - 300).astype(np.float32)), folder / "ct.nii.gz")
+    for name in ("degraded", "target"):
+        (folder / name).mkdir()
+    for number in range(2):
+        good = _scan(number)
+        write(good, folder / "target" / f"{number}.nii.gz")
+        write(good.with_voxels(good.voxels * np.float32(0.5)), folder / "degraded" / f"{number}.nii.gz")
+    return folder
+
+
+def _model(folder: Path, training: dict[str, Any], **slices: Any) -> Path:
+    content = tiny_restoration_recipe(**slices)
+    content["network"]["options"]["in_channels"] = content["slices"]["context"] + int(content["slices"]["noise_map"])
+    common = {"kind": "restoration", "steps": 4, "crop": 32, "batch": 2, "learning_rate": 0.01, "warmup": 1, "seed": 3}
+    content["training"] = {**common, **training}
+    folder.mkdir()
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
+
+
+MR = {"images": [{"file": "a.nii.gz", "held_out": [4, 6]}], "noise": {"kind": "rician", "level": [0.05, 0.2]}}
+CT = {"images": [{"file": "ct.nii.gz", "zooms": [1, 1.5]}], "noise": {"kind": "low-dose", "level": [20, 60]}}
+PAIRS = {"pairs": {"degraded": "degraded/*.nii.gz", "target": "target/*.nii.gz"}}
+
+
+def _crops(model: Path, data: Path) -> Crops:
+    course = course_of(model)
+    images = course.images(course.files(data))
+    assert isinstance(images, Crops)
+    return images
+
+
+def test_noise_learns_and_the_run_is_a_model(data: Path, tmp_path: Path) -> None:
+    losses: list[float] = []
+    model = _model(tmp_path / "m", {**MR, "steps": 60, "noise": {"kind": "rician", "level": [0.15, 0.2]}})
+    train(model, data, tmp_path / "run", workers=0, progress=lambda *at: losses.append(at[2]))
+    assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5])
+    good = _scan()
+    noise = add_rician_noise(torch.from_numpy(good.voxels), 90.0, torch.Generator().manual_seed(5))
+    restored = load_model(tmp_path / "run", device="cpu")(good.with_voxels(noise.numpy())).volume.voxels
+    before, after = (np.abs(x - good.voxels).mean() for x in (noise.numpy(), restored))
+    assert after < before
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(data: Path, tmp_path: Path) -> None:
+    model = _model(tmp_path / "m", MR)
+    train(model, data, tmp_path / "whole", workers=0)
+    train(model, data, tmp_path / "parts", workers=0, seconds=0)
+    train(model, data, tmp_path / "parts", workers=0, resume=True)
+    whole, parts = (torch.load(tmp_path / n / "state.pt", weights_only=True)["network"] for n in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_batches_depend_on_seed_and_number_alone_and_hold_what_the_network_takes(data: Path, tmp_path: Path) -> None:
+    crops = _crops(_model(tmp_path / "m", MR), data)
+    batch, again, other = crops[1], crops[1], crops[2]
+    assert batch.image.shape == (2, 4, 32, 32)
+    assert batch.target.shape == (2, 1, 32, 32)
+    assert batch.regions.shape == (2, 32, 32)
+    assert torch.equal(batch.image, again.image)
+    assert not torch.equal(batch.image, other.image)
+    error = (batch.image[:, 1:2] - batch.target).abs().mean()
+    assert 0.01 < error < 0.3, "the middle slice of the context is the target with noise"
+
+
+def test_held_out_slices_are_never_seen(data: Path, tmp_path: Path) -> None:
+    stacks = _crops(_model(tmp_path / "m", MR), data).stacks
+    assert [stack.target.shape[2] for stack in stacks] == [4, 6]
+
+
+def test_ct_noise_has_the_level_asked_for_inside_the_body(data: Path, tmp_path: Path) -> None:
+    slices = {"source": [-1000.0, 1000.0], "noise_kind": "additive"}
+    crops = _crops(_model(tmp_path / "m", CT, **slices), data)
+    assert [stack.target.shape[:2] for stack in crops.stacks] == [(40, 36), (60, 54)]
+    for stack in crops.stacks:
+        assert stack.noise is not None
+        body = stack.target * 2000 - 1000 > -300
+        assert stack.noise[0][body].std() == pytest.approx(1.0, rel=0.1)
+    assert 0.01 <= crops._level(torch.Generator().manual_seed(0)) <= 0.03  # 20 to 60 HU of 2000
+
+
+def test_pairs_are_learned_as_they_are(data: Path, tmp_path: Path) -> None:
+    crops = _crops(_model(tmp_path / "m", PAIRS, noise_map=False), data)
+    batch = crops[0]
+    ratio = batch.target[:, 0] / batch.image[:, 1].clamp(min=1e-3)
+    assert ratio.median().item() == pytest.approx(2.0, rel=0.01), "both are scaled alike"
+    train(tmp_path / "m", data, tmp_path / "run", workers=0, seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [{"file": "gone.nii.gz"}]}, "must hold gone.nii.gz, found none"),
+        ({"images": []}, "give either images with noise, or pairs"),
+        ({"crop": 30}, "training.crop must be a multiple of 8, got 30"),
+        ({"noise": {"kind": "poisson", "level": [1, 2]}}, "training.noise.kind"),
+    ],
+)
+def test_wrong_options_are_told(data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(_model(tmp_path / "m", {**MR, **changes}), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="at least 64 pixels"):
+        _crops(_model(tmp_path / "m", {**PAIRS, "crop": 64}, noise_map=False), data)
+    model = _model(tmp_path / "n", {"pairs": {"degraded": "degraded/*.nii.gz", "target": "nowhere/*.nii.gz"}})
+    with pytest.raises(UsageError, match="found 2 and 0"):
+        train(model, data, tmp_path / "run")
