@@ -71,13 +71,19 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], source: str = "these w
         source: What an error calls them.
 
     Raises:
-        ModelMissing: Names or shapes are not the network's; the message lists them.
+        ModelMissing: Names or shapes are not the network's; the message lists the first of them.
     """
     wanted = network.state_dict()
     missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or unknown:
-        raise ModelMissing(f"{source} do not fit the network: missing {missing}, unknown {unknown}")
+        faults = f"missing {_first(missing)}, unknown {_first(unknown)}"
+        raise ModelMissing(f"{source} do not fit the network: {faults}")
     wrong = [name for name, value in state.items() if value.shape != wanted[name].shape]
     if wrong:
-        raise ModelMissing(f"{source} do not fit the network: shapes differ in {wrong}")
+        raise ModelMissing(f"{source} do not fit the network: shapes differ in {_first(wrong)}")
     network.load_state_dict(state)
+
+
+def _first(names: list[str], count: int = 8) -> str:
+    """A list of names as a message can bear it."""
+    return str(names) if len(names) <= count else f"{names[:count]} and {len(names) - count} more"

@@ -25,6 +25,7 @@ import golden_kinds_disgan
 import golden_kinds_fsg_net
 import golden_kinds_her_seg
 import golden_kinds_rat
+import golden_kinds_sam2
 from golden_vectors import KINDS, UninterpretableError, compare, read
 from medseg_kernels.dispatch import INTERPRETED
 
@@ -36,6 +37,7 @@ SYSTEMS = (
     golden_kinds_fsg_net,
     golden_kinds_her_seg,
     golden_kinds_rat,
+    golden_kinds_sam2,
 )
 
 

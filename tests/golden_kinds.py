@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import re
 
-from torch import nn
-
 from golden_vectors import Tensors, Vector, kind, weights, with_gradients
-from medseg.networks import db_sam, disgan, sam, sam2_sgp
+from medseg.networks import db_sam, disgan, sam
 from medseg_kernels import deform_sample
 
 
@@ -65,26 +63,6 @@ def deformable_attention(vector: Vector) -> Tensors:
         return {"y": y, "sampling_locations": locations, "attention_weights": weights}
 
     return with_gradients(vector, module, run)
-
-
-@kind("sam2-sgp", weights("self_attn", "cross_attn_image"))
-def rope_attention(vector: Vector) -> Tensors:
-    config, state = vector.config, vector.state
-
-    def build(name: str) -> sam2_sgp.RoPEAttention:
-        dim, kv_dim = state[f"{name}.q_proj.weight"].shape[0], state[f"{name}.k_proj.weight"].shape[1]
-        theta = config.get("rope_theta", 10_000.0)
-        return sam2_sgp.RoPEAttention(dim, config["num_heads"], kv_in_dim=kv_dim, rope_theta=theta)
-
-    alone, bank = build("self_attn"), build("cross_attn_image")
-    net = vector.load(nn.ModuleDict({"self_attn": alone, "cross_attn_image": bank}))
-
-    def run(x: Tensors) -> Tensors:
-        cos, sin = alone.rotations(x["x"].shape[1])
-        memory = bank(x["x"], x["k"], x["v"], unrotated=config.get("num_k_exclude_rope", 0))
-        return {"self": alone(x["x"], x["x"], x["x"]), "cross": memory, "rotary_cos": cos, "rotary_sin": sin}
-
-    return with_gradients(vector, net, run)
 
 
 @kind("disgan", lambda vector: not vector.state and any(re.fullmatch(r"coef\d*", key) for key in vector.outputs))

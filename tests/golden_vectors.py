@@ -53,7 +53,7 @@ class Vector:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.inputs.values())).device
+        return next(iter((self.inputs or self.state).values())).device
 
 
 Compute = Callable[[Vector], Tensors]

@@ -17,7 +17,7 @@ import golden
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "golden"
 MET = [
     "rat/*",
-    *("her-seg/*", "sam2-sgp/rope_attention*"),
+    *("her-seg/*", "sam2-sgp/*"),
     *("db-sam/*", "disgan/*", "fsg-net/*"),
 ]
 needs_vectors = pytest.mark.skipif(not SHARED.is_dir(), reason="the golden vectors ../shared/golden are not here")

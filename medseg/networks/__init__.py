@@ -13,6 +13,8 @@ _NETWORKS = {
     "fsg-net": ("medseg.networks.fsg_net", "FSGNet"),
     "her-seg": ("medseg.networks.her_seg", "HERSeg"),
     "sam": ("medseg.networks.sam", "Sam"),
+    "sam2": ("medseg.networks.sam2", "Sam2"),
+    "sam2-sgp": ("medseg.networks.sam2_sgp", "Sam2Sgp"),
     "rat": ("medseg.networks.rat", "RAT"),
     "wau": ("medseg.networks.wau", "WAUNet"),
 }

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseg_kernels.dense import Activation, dense
+
 Pool = Callable[..., Tensor]  # image cells (P, N, C), perhaps with their grid, to the same
 
 
@@ -45,19 +47,20 @@ class Head(nn.Module):
 
     Args:
         sizes: Channels in front of each map, and behind the last.
-        activation: ReLU, or what a network has instead.
+        activation: Between the maps.
     """
 
-    def __init__(self, *sizes: int, activation: Callable[[Tensor], Tensor] = F.relu) -> None:
+    def __init__(self, *sizes: int, activation: Activation = "relu") -> None:
         super().__init__()
         self.activation = activation
         self.layers = nn.ModuleList(nn.Linear(read, out) for read, out in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., first size) to (..., last size)."""
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        for index, layer in enumerate(self.layers, start=1):
+            bend = self.activation if index < len(self.layers) else "none"
+            x = dense(x, layer.get_parameter("weight"), layer.get_parameter("bias"), bend)
+        return x
 
 
 class DecoderAttention(nn.Module):
