@@ -118,7 +118,7 @@ def check(image: Path, out: Path, model: Path) -> None:
         place = tuple(slice(at, at + side) for at, side in zip(start, layout.window, strict=True))
         with torch.inference_mode():
             part = segment._predict(torch.from_numpy(voxels[place])[None, None])[0]
-        scores[(slice(None), *place)] += part * inferers._blend(layout.window)
+        scores[(slice(None), *place)] += part * inferers.blend_weights(layout.window)
     wanted = table[scores[:-1].argmax(0).numpy(), (scores[-1] > 0).long().numpy()]
     _require(np.array_equal(found, wanted), "labels while sliding must be those of the full buffer")
 

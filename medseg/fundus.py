@@ -29,7 +29,7 @@ def field_of_view(picture: Picture) -> NDArray[np.bool_]:
     """
     height, width = picture.size
     step = max(1, -(-max(height, width) // _COARSE))
-    bright = _blurred(picture.unit_planes().max(axis=0)[::step, ::step], 1.5)
+    bright = _blurred(picture.pixels[::step, ::step].max(axis=2) / np.iinfo(picture.pixels.dtype).max, 1.5)
     rows, columns = bright.shape[0], bright.shape[1]
     y, x = max(1, rows // _CORNER), max(1, columns // _CORNER)
     corners = float(
@@ -40,7 +40,7 @@ def field_of_view(picture: Picture) -> NDArray[np.bool_]:
         return np.ones((height, width), bool)
     radius = min(rows, columns) / _NOTCH
     shown = ~_opened(bright <= corners + _RISE * (middle - corners), radius)  # dark vessels do not cut it
-    pieces = measure.label(_opened(shown, radius), connectivity=1)
+    pieces = np.asarray(measure.label(_opened(shown, radius), connectivity=1))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
     field = convex_hull_image(pieces == sizes.argmax())
@@ -83,4 +83,5 @@ def _opened(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
 
 
 def _blurred(plane: NDArray[np.floating], sigma: float) -> NDArray[np.float32]:
-    return ndimage.gaussian_filter(plane.astype(np.float32, copy=False), sigma, truncate=3.0, mode="nearest")
+    found = ndimage.gaussian_filter(plane.astype(np.float32, copy=False), sigma, truncate=3.0, mode="nearest")
+    return np.asarray(found, np.float32)

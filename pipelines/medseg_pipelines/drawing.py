@@ -30,6 +30,7 @@ class Caption:
     subtitle: str
     warnings: tuple[str, ...] = ()
     trained: bool = True
+    convention: str = RADIOLOGICAL
 
 
 def framed(width: int, body: int, caption: Caption) -> tuple[Image.Image, int]:
@@ -51,7 +52,7 @@ def framed(width: int, body: int, caption: Caption) -> tuple[Image.Image, int]:
         draw.text((width / 2, banner / 2), UNTRAINED_BANNER, font=font(24), fill=(255, 255, 255), anchor="mm")
     inside = width - 2 * EDGE
     fitted(draw, (EDGE, banner + 20), caption.title, 28, TEXT, inside)
-    fitted(draw, (EDGE, banner + 58), f"{caption.subtitle}  {RADIOLOGICAL}", 17, MUTED, inside)
+    fitted(draw, (EDGE, banner + 58), f"{caption.subtitle}  {caption.convention}", 17, MUTED, inside)
     fitted(draw, (EDGE, canvas.height - 36), RESEARCH_USE, 18, AMBER, inside)
     return canvas, banner + HEAD
 

@@ -130,7 +130,7 @@ def _slide(
     """Fill `labels` window by window, closing the planes that no later window reaches."""
     outputs = lookup.shape[0] + int(bool((lookup[:, 0] != lookup[:, 1]).any()))
     depth, done = layout.window[0], 0
-    weight = _blend(layout.window)
+    weight = blend_weights(layout.window)
     total = torch.zeros(outputs, depth, *source.shape[1:])
     firsts = [*layout.starts[0], source.shape[0]]
     for row, first in enumerate(layout.starts[0]):
@@ -157,7 +157,7 @@ def _scores(
         return predict(source[place][None, None].to(device))[0].float().cpu()
 
 
-def _blend(window: Sequence[int]) -> Tensor:
+def blend_weights(window: Sequence[int]) -> Tensor:
     """Gaussian of an eighth of the window, at least 1e-3, so that every voxel counts somewhere."""
     lines = []
     for side in window:

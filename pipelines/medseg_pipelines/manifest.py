@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputRefused, UsageError
-from medseg.volume import Volume
-from medseg_pipelines.case import Case, hash_volume
 from medseg_pipelines.recipe import Recipe
 from medseg_pipelines.words import RESEARCH_USE
 
@@ -36,15 +34,25 @@ def build_manifest(
     *,
     recipe: Recipe,
     recipe_sha256: str,
-    case: Case,
-    volume: Volume,
+    image: dict[str, Any],
+    output: dict[str, Any],
     machine: Machine,
     options: dict[str, Any],
     seconds: dict[str, float],
     warnings: tuple[str, ...],
 ) -> dict[str, Any]:
-    """The manifest of a run as plain JSON data; it names no path, no person and no machine."""
-    image = case.volume
+    """The manifest of a run as plain JSON data; it names no path, no person and no machine.
+
+    Args:
+        recipe: The model.
+        recipe_sha256: Of the file of its recipe.
+        image: What was read, by which a replay recognises it.
+        output: What came of it, with the `voxels_sha256` that a replay compares.
+        machine: Where.
+        options: What the user asked for.
+        seconds: Per stage.
+        warnings: One sentence each.
+    """
     return {
         "schema": SCHEMA,
         "notice": RESEARCH_USE,
@@ -57,14 +65,9 @@ def build_manifest(
             "weights_sha256": recipe.weights.sha256,
             "trained": recipe.weights.trained,
         },
-        "input": {
-            **asdict(case.record),
-            "shape": list(image.shape),
-            "spacing_mm": [round(step, 6) for step in image.spacing],
-            "orientation": image.orientation,
-        },
+        "input": image,
         "options": options,
-        "output": {"voxels_sha256": hash_volume(volume), "dtype": str(volume.voxels.dtype)},
+        "output": output,
         "machine": {**asdict(machine), "cpus": os.cpu_count(), "system": platform.system(), "cpu": platform.machine()},
         "versions": _versions(),
         "seconds": seconds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -13,15 +13,16 @@ from medseg.errors import InputRefused, UsageError
 from medseg.volume import Volume
 from medseg.weights import load_weights, sha256_of
 from medseg_pipelines import engines, nets
-from medseg_pipelines.case import Case, read_case
+from medseg_pipelines.case import Case, hash_volume, read_case
 from medseg_pipelines.events import Callback, Reporter
 from medseg_pipelines.manifest import Machine, build_manifest
-from medseg_pipelines.recipe import RECIPE_FILE, RestorationRecipe, SegmentationRecipe
+from medseg_pipelines.recipe import RECIPE_FILE, PictureRecipe, RestorationRecipe, SegmentationRecipe
 from medseg_pipelines.results import Result
 from medseg_pipelines.scope import judge, require_in_scope
 from medseg_pipelines.words import UNTRAINED
 
-AnyRecipe = TypeVar("AnyRecipe", SegmentationRecipe, RestorationRecipe)
+VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe)
+AnyRecipe = TypeVar("AnyRecipe", SegmentationRecipe, RestorationRecipe, PictureRecipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +55,8 @@ class RunOptions:
     keep_regions: bool = False
 
 
-class Pipeline(ABC, Generic[AnyRecipe]):
-    """A model ready to run.
+class Runner(Generic[AnyRecipe]):
+    """A model with its weights on its device, whatever kind of image it runs on.
 
     Args:
         recipe: What to do.
@@ -79,6 +80,34 @@ class Pipeline(ABC, Generic[AnyRecipe]):
         self._multiple = int(getattr(self._network, "multiple", 1))
         self.engine = engines.default_engine(str(self.device)) if engine == "auto" else engine
         self._predict = engines.prepare(self._network.eval(), engine=self.engine, device=str(self.device))
+
+    def _told(
+        self,
+        image: dict[str, Any],
+        output: dict[str, Any],
+        options: dict[str, Any],
+        seconds: dict[str, float],
+        warnings: list[str],
+    ) -> dict[str, Any]:
+        """The manifest of a run; see `build_manifest`."""
+        return build_manifest(
+            recipe=self.recipe,
+            recipe_sha256=self._recipe_sha256,
+            image=image,
+            output=output,
+            machine=self._machine(),
+            options=options,
+            seconds=seconds,
+            warnings=tuple(warnings),
+        )
+
+    def _machine(self) -> Machine:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return Machine(device=str(self.device), device_name=name, engine=self.engine, threads=torch.get_num_threads())
+
+
+class Pipeline(Runner[VolumeRecipe], ABC, Generic[VolumeRecipe]):
+    """A model of volumes, ready to run."""
 
     def __call__(
         self,
@@ -132,20 +161,14 @@ class Pipeline(ABC, Generic[AnyRecipe]):
         self, case: Case, volume: Volume, warnings: list[str], report: Reporter, options: dict[str, Any]
     ) -> dict[str, Any]:
         report.finish()
-        return build_manifest(
-            recipe=self.recipe,
-            recipe_sha256=self._recipe_sha256,
-            case=case,
-            volume=volume,
-            machine=self._machine(),
-            options=options,
-            seconds={**report.seconds, "reading": round(case.seconds, 3)},
-            warnings=tuple(warnings),
-        )
-
-    def _machine(self) -> Machine:
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return Machine(device=str(self.device), device_name=name, engine=self.engine, threads=torch.get_num_threads())
+        facts = {
+            **asdict(case.record),
+            "shape": list(case.volume.shape),
+            "spacing_mm": [round(step, 6) for step in case.volume.spacing],
+            "orientation": case.volume.orientation,
+        }
+        output = {"voxels_sha256": hash_volume(volume), "dtype": str(volume.voxels.dtype)}
+        return self._told(facts, output, options, {**report.seconds, "reading": round(case.seconds, 3)}, warnings)
 
 
 def find_device(name: str) -> torch.device:

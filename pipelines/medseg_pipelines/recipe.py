@@ -221,6 +221,7 @@ class PictureRecipe(_CommonRecipe):
     labels: tuple[Label, ...] = Field(min_length=1)  # one output of the network each, in this order
     preparation: PicturePreparation = PicturePreparation()
     inference: PictureInference
+    statistics: Literal["areas", "vessels"] = "areas"  # "vessels": length, width and tortuosity too
 
 
 class Upscaling(_Section):

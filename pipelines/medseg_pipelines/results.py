@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +27,14 @@ _ENDINGS = {"NRRD": ".nrrd", "MetaImage": ".mha"}  # whatever else came in goes 
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Result(ABC):
-    """What a model made of an image, on the grid of that image.
+class Outcome(ABC):
+    """What a model made of an image of any kind.
 
     Attributes:
-        volume: The label map or the restored image.
-        image: What it was made of.
         manifest: How it came about, plain JSON data.
         recipe: The model.
     """
 
-    volume: Volume
-    image: Volume
     manifest: dict[str, Any]
     recipe: Recipe
 
@@ -46,14 +43,6 @@ class Result(ABC):
         """What has to be known beside the result, one sentence each."""
         return tuple(self.manifest["warnings"])
 
-    def to_nibabel(self) -> Any:
-        """The volume as a nibabel image."""
-        return io.to_nibabel(self.volume, like=self.image)
-
-    def to_sitk(self) -> Any:
-        """The volume as a SimpleITK image."""
-        return io.to_sitk(self.volume)
-
     @abstractmethod
     def preview(self) -> Image.Image:
         """The picture of the result."""
@@ -61,18 +50,19 @@ class Result(ABC):
     @property
     @abstractmethod
     def main_file(self) -> str:
-        """Name of the volume within the result folder: the format family of the input."""
+        """Name of the label map or restored image within the result folder."""
 
     @abstractmethod
     def _write(self, folder: Path) -> None:
         """Everything but manifest and preview."""
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write volume, statistics, preview and manifest; the folder appears whole or not at all.
+    def save(self, folder: str | Path, *, overwrite: bool = False, also: Callable[[Path], None] | None = None) -> Path:
+        """Write image, statistics, preview and manifest; the folder appears whole or not at all.
 
         Args:
             folder: Where; its parent must exist.
             overwrite: Replace an earlier result.
+            also: Writes further files into the folder before it appears, for example DICOM objects.
 
         Returns:
             The folder.
@@ -84,9 +74,38 @@ class Result(ABC):
         with whole_folder(target, overwrite=overwrite) as partial:
             self._write(partial)
             self.preview().save(partial / "preview.png", optimize=True)
-            files = {path.name: hash_file(path)[0] for path in sorted(partial.iterdir())}
+            if also is not None:
+                also(partial)
+            written = sorted(path for path in partial.rglob("*") if path.is_file())
+            files = {path.relative_to(partial).as_posix(): hash_file(path)[0] for path in written}
             write_json(partial / RESULT_MARK, {**self.manifest, "files": files})
         return target
+
+    def version(self) -> str:
+        """Program, model and weights in a few words."""
+        model = self.manifest["model"]
+        return f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Result(Outcome):
+    """What a model made of a volume, on its grid.
+
+    Attributes:
+        volume: The label map or the restored image.
+        image: What it was made of.
+    """
+
+    volume: Volume
+    image: Volume
+
+    def to_nibabel(self) -> Any:
+        """The volume as a nibabel image."""
+        return io.to_nibabel(self.volume, like=self.image)
+
+    def to_sitk(self) -> Any:
+        """The volume as a SimpleITK image."""
+        return io.to_sitk(self.volume)
 
     @property
     def ending(self) -> str:
@@ -96,12 +115,10 @@ class Result(ABC):
 
     def caption(self) -> Caption:
         """The words around the preview."""
-        model = self.manifest["model"]
         size, step = (" x ".join(f"{v:.4g}" for v in values) for values in (self.image.shape, self.image.spacing))
-        version = f"medseg {__version__}, {model['name']} {model['weights_sha256'][:8]}"
         return Caption(
             title=self.recipe.title,
-            subtitle=f"{version}. {size} voxels of {step} mm.",
+            subtitle=f"{self.version()}. {size} voxels of {step} mm.",
             warnings=tuple(warning for warning in self.warnings if warning != UNTRAINED),
             trained=self.recipe.weights.trained,
         )

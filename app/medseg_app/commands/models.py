@@ -4,7 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from medseg_app.output import print_json, print_line, print_table, size_text
-from medseg_pipelines.recipe import Recipe, imported_names, load_recipe, recipe_folder, recipe_names, template_names
+from medseg_pipelines.recipe import (
+    PictureRecipe,
+    Recipe,
+    Scope,
+    SegmentationRecipe,
+    imported_names,
+    load_recipe,
+    recipe_folder,
+    recipe_names,
+    template_names,
+)
+from medseg_pipelines.sections import PictureScope
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 
@@ -39,6 +50,15 @@ def _plain(recipe: Recipe, folder: Path) -> dict[str, Any]:
     return content
 
 
+def _images(scope: Scope | PictureScope) -> str:
+    """What the model was made for, in words."""
+    kind = f"{'/'.join(scope.modalities)} of the {scope.anatomy}"
+    if isinstance(scope, PictureScope):
+        return f"{kind}, {scope.diameter[0]:g} to {scope.diameter[1]:g} pixels across"
+    view = " x ".join(f"{length:g}" for length in scope.field_of_view)
+    return f"{kind}, voxels of {scope.spacing[0]:g} to {scope.spacing[1]:g} mm, at least {view} mm"
+
+
 def _card(folder: Path) -> str | None:
     card = folder / "CARD.md"
     return card.read_text(encoding="utf-8") if card.is_file() else None
@@ -47,14 +67,11 @@ def _card(folder: Path) -> str | None:
 def _print_card(recipe: Recipe, folder: Path) -> None:
     weights = folder / recipe.weights.file
     size = size_text(weights.stat().st_size) if weights.is_file() else "none: this recipe is to be trained first"
-    scope = recipe.scope
-    view = " x ".join(f"{length:g}" for length in scope.field_of_view)
     rows = {
         "task": recipe.task,
         "does": recipe.summary,
         "for": recipe.intended_use,
-        "images": f"{'/'.join(scope.modalities)} of the {scope.anatomy}, voxels of "
-        f"{scope.spacing[0]:g} to {scope.spacing[1]:g} mm, at least {view} mm",
+        "images": _images(recipe.scope),
         "licence": recipe.licence,
         "weights": f"{size}, {recipe.weights.parameters:,} parameters, {recipe.weights.dtype}",
         "sha256": recipe.weights.sha256,
@@ -62,7 +79,7 @@ def _print_card(recipe: Recipe, folder: Path) -> None:
     print_line(f"{recipe.name}: {recipe.title}")
     for key, value in rows.items():
         print_line(f"  {key:<9} {value}")
-    if recipe.task == "segmentation":
+    if isinstance(recipe, SegmentationRecipe | PictureRecipe):
         print_line("  labels    " + "\n            ".join(f"{label.id:>3} {label.name}" for label in recipe.labels))
     if not recipe.weights.trained:
         print_line(UNTRAINED)
