@@ -36,6 +36,16 @@ CorrectGeometry = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+Formats = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="LIST",
+        help="With DICOM input also seg, rtstruct, sr, sc (picture), or dicom (restored series), like seg,sr.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+SegEncoding = Annotated[str, typer.Option(help="Of seg: binary, or labelmap (smaller, newer).", rich_help_panel=OUTPUT)]
 MemoryLimit = Annotated[
     str | None, typer.Option(help="What a run may take, like 6GB.", rich_help_panel=COMPUTE, metavar="SIZE")
 ]

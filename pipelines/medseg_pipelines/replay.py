@@ -89,7 +89,7 @@ def _find_input(folder: Path, name: str | None) -> Path:
     if name is None:
         raise UsageError("manifest is of an image from memory, expected a file; give it with --input")
     for place in (folder.resolve().parent, folder, Path.cwd()):
-        if (place / name).is_file():
+        if (place / name).exists():  # DICOM may be a folder
             return place / name
     raise UsageError(f"input '{name}' is not beside the result; give it with --input")
 

@@ -1,5 +1,6 @@
 """`medseg infer`: each input to one result folder."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from medseg_app.progress import ProgressView
 from medseg_pipelines.case import Case, read_case
 from medseg_pipelines.events import Event
 from medseg_pipelines.folders import check_target
+from medseg_pipelines.formats import SEG_ENCODINGS, parse_formats, require_for_task
 from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.scope import choose_model, judge, require_in_scope
@@ -31,6 +33,8 @@ class Request:
     inputs: tuple[Path, ...]
     model: str | None
     out: Path | None
+    formats: str = "nifti"
+    seg_encoding: str = "binary"
     device: str = "auto"
     engine: str = "auto"
     time_point: int | None = None
@@ -81,7 +85,8 @@ def run(request: Request) -> int:
 
 def target_of(path: Path, request: Request, model: str) -> Path:
     """The result folder of an input: beside it, or where the user wants it."""
-    stem = next((path.name.removesuffix(end) for end in _ENDINGS if path.name.lower().endswith(end)), path.stem)
+    whole = path.name if path.is_dir() else path.stem  # the name of a DICOM folder may have dots
+    stem = next((path.name.removesuffix(end) for end in _ENDINGS if path.name.lower().endswith(end)), whole)
     name = f"{stem}_{model}"
     if request.out is None:
         return path.parent / name
@@ -90,6 +95,9 @@ def target_of(path: Path, request: Request, model: str) -> Path:
 
 def _check_inputs(request: Request) -> None:
     """Find what is wrong with the request before anything heavy is loaded."""
+    formats = parse_formats(request.formats)
+    if request.seg_encoding not in SEG_ENCODINGS:
+        raise UsageError(f"encoding must be one of {', '.join(SEG_ENCODINGS)}, got '{request.seg_encoding}'")
     for path in (*request.inputs, *([request.regions] if request.regions else ())):
         if not path.exists():
             raise UsageError(f"input '{path.name}' is not there; check the path")
@@ -97,6 +105,7 @@ def _check_inputs(request: Request) -> None:
         raise UsageError(f"output '{request.out.name}' must be a folder, got the name of a file; drop its ending")
     if request.model is not None:
         name = load_recipe(request.model).name
+        require_for_task(formats, load_recipe(request.model).task)
         targets = [target_of(path, request, name) for path in request.inputs]
         if len(set(targets)) != len(targets):
             raise UsageError("inputs must differ in name to go into one folder, some are equal; run them one by one")
@@ -116,6 +125,10 @@ def _one(path: Path, request: Request, models: dict[str, "Pipeline"], view: Prog
     )
     name, reason = _model_for(case, request)
     title = load_recipe(name).name
+    formats = parse_formats(request.formats)
+    if formats:
+        require_for_task(formats, load_recipe(name).task)
+        _require_dicom(case)
     view.pause()
     if not request.quiet:
         tell(f"model {title}: {reason}")
@@ -131,9 +144,29 @@ def _one(path: Path, request: Request, models: dict[str, "Pipeline"], view: Prog
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
         target.parent.mkdir(exist_ok=True)
-    result.save(target, overwrite=request.overwrite)
+    result.save(target, overwrite=request.overwrite, also=_dicom_writer(result, formats, request))
     view.pause()
-    return {"input": path.name, "reason": reason, **answer(result, target, quiet=request.json, verbose=request.verbose)}
+    said = answer(result, target, quiet=request.json, verbose=request.verbose)
+    if formats:
+        said["dicom"] = sorted(str(found) for found in (target / "dicom").rglob("*.dcm"))
+        if not request.json:
+            print_line(f"dicom     {target / 'dicom'}" if said["dicom"] else "dicom     nothing was found to write")
+    return {"input": path.name, "reason": reason, **said}
+
+
+def _require_dicom(case: Case) -> None:
+    from medseg_pipelines.dicom_out.writing import check_source  # highdicom, only where DICOM is asked for
+
+    check_source(case.volume)
+
+
+def _dicom_writer(result: Any, formats: tuple[str, ...], request: Request) -> Callable[[Path], None] | None:
+    """What adds the DICOM objects to the result folder, if any were asked for."""
+    if not formats:
+        return None
+    from medseg_pipelines.dicom_out.writing import writer
+
+    return writer(result, formats, encoding="labelmap" if request.seg_encoding == "labelmap" else "binary")
 
 
 def _run_options(request: Request) -> dict[str, Any]:

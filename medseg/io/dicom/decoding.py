@@ -49,15 +49,16 @@ _BROKEN = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """pydicom reads without judging values and without remarks."""
-    before = config.settings.reading_validation_mode
-    config.settings.reading_validation_mode = config.IGNORE
+    """pydicom reads and repeats values without judging them and without remarks."""
+    settings = config.settings
+    before = settings.reading_validation_mode, settings.writing_validation_mode
+    settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        config.settings.reading_validation_mode = before
+        settings.reading_validation_mode, settings.writing_validation_mode = before
 
 
 @contextmanager
