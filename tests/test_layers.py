@@ -20,6 +20,7 @@ OWNERS = {  # foreign package: the folder or file that alone may import it
     "triton": "kernels/medseg_kernels",
     "nibabel": "medseg/io",
     "SimpleITK": "medseg/io",
+    "highdicom": "pipelines/medseg_pipelines/dicom_out",
     "skimage": "medseg/partition",
     "monai": "pipelines/medseg_pipelines",
     "gradio": "app/medseg_app",
