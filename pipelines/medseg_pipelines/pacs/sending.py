@@ -1,0 +1,32 @@
+"""What may be sent: nothing of a model that was never trained."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from medseg.errors import UsageError
+from medseg_pipelines.folders import RESULT_MARK
+
+
+def is_trained(folder: Path) -> bool | None:
+    """Whether the model behind a result folder was trained; None where the folder is no result."""
+    try:
+        content = json.loads((folder / RESULT_MARK).read_text(encoding="utf-8"))
+        return content["model"]["trained"] is True
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # a manifest that cannot be read proves nothing
+
+
+def require_trained(paths: Iterable[Path]) -> None:
+    """Refuse files that lie in the result of an untrained model.
+
+    Raises:
+        UsageError: There is one.
+    """
+    for folder in {parent for path in paths for parent in path.resolve().parents}:
+        if is_trained(folder) is False:
+            raise UsageError(
+                f"result '{folder.name}' must come from a trained model to be sent, it does not; leave it out"
+            )
