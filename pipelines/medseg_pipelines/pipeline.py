@@ -16,13 +16,19 @@ from medseg_pipelines import engines, nets
 from medseg_pipelines.case import Case, hash_volume, read_case
 from medseg_pipelines.events import Callback, Reporter
 from medseg_pipelines.manifest import Machine, build_manifest
-from medseg_pipelines.recipe import RECIPE_FILE, PictureRecipe, RestorationRecipe, SegmentationRecipe
+from medseg_pipelines.recipe import (
+    RECIPE_FILE,
+    PictureRecipe,
+    RestorationRecipe,
+    SegmentationRecipe,
+    SuperResolutionRecipe,
+)
 from medseg_pipelines.results import Result
 from medseg_pipelines.scope import judge, require_in_scope
 from medseg_pipelines.words import UNTRAINED
 
-VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe)
-AnyRecipe = TypeVar("AnyRecipe", SegmentationRecipe, RestorationRecipe, PictureRecipe)
+VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe, SuperResolutionRecipe)
+AnyRecipe = TypeVar("AnyRecipe", SegmentationRecipe, RestorationRecipe, PictureRecipe, SuperResolutionRecipe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ class RunOptions:
         noise: Noise level in grey values of the image, for models that remove it; None to estimate it.
         regions: Region map on the grid of the image, for models that attend inside regions; None to find one.
         keep_regions: Whether the result holds the region map as a volume too.
+        enforce_consistency: Change a result with finer voxels until it reproduces the image, noise and all.
     """
 
     force_scope: bool = False
@@ -53,6 +60,7 @@ class RunOptions:
     noise: float | None = None
     regions: Volume | None = None
     keep_regions: bool = False
+    enforce_consistency: bool = False
 
 
 class Runner(Generic[AnyRecipe]):

@@ -153,10 +153,9 @@ class Slices(_Section):
 
     context: PositiveInt = 1  # slices that the network sees at once, an odd number; it restores the middle one
     noise_map: bool = False  # one more channel: the noise level at every pixel, estimated unless it is given
-    noise_kind: Literal["rician", "additive"] = "additive"
     source: tuple[float, float] | None = None  # grey values that become 0 and 1; None: 0 and the percentile below
     percentile: float = Field(default=99.5, gt=0, le=100)
-    limits: tuple[float, float] = (-0.2, 2.0)  # scaled values that the network sees are cut off here
+    limits: tuple[float, float] = (-0.2, 2.0)  # scaled values that the network sees and gives are cut off here
     batch: PositiveInt = 4  # slices at once
     bytes_per_pixel: int = Field(default=2000, ge=0)  # memory of the network for each pixel of a slice, measured
 

@@ -48,6 +48,8 @@ class Restoration(Pipeline[RestorationRecipe]):
         if options.noise is not None and not (self.recipe.slices.noise_map and options.noise > 0):
             needed = "above 0" if self.recipe.slices.noise_map else "absent: this model was not told of noise"
             raise UsageError(f"noise level must be {needed}, got {options.noise:g}")
+        if options.enforce_consistency:
+            raise UsageError(f"model {self.recipe.name} keeps the grid: there is no consistency to enforce; drop that")
 
     def _run(self, case: Case, options: RunOptions, warnings: list[str], report: Reporter) -> Result:
         volume = case.volume
@@ -127,7 +129,8 @@ class Restoration(Pipeline[RestorationRecipe]):
         ids = torch.from_numpy(np.ascontiguousarray(np.moveaxis(regions, 2, 0))).long().to(self.device)
         with torch.inference_mode():
             restored = restore(cast(RAT, self._predict), image, ids)[:, restored_channels(self.recipe.slices)]
-        return np.moveaxis(restored[:, 0].float().cpu().numpy(), 0, 2) - stack[:, :, chosen]
+        found = np.moveaxis(restored[:, 0].float().cpu().numpy(), 0, 2)
+        return np.clip(found, *self.recipe.slices.limits) - stack[:, :, chosen]
 
     def _peak_bytes(self, volume: Volume, axis: int) -> int:
         pixels = volume.voxels.size // volume.shape[axis]

@@ -28,8 +28,13 @@ class Scaling:
         """The scaling that a recipe asks for on these grey values, any shape."""
         if options.source is not None:
             return cls(*options.source)
+        return cls.of_percentile(voxels, options.percentile)
+
+    @classmethod
+    def of_percentile(cls, voxels: np.ndarray, percentile: float) -> Scaling:
+        """0 stays 0, and a percentile of all voxels becomes 1."""
         step = max(1, voxels.size // _SAMPLES)
-        high = float(np.percentile(voxels.reshape(-1)[::step], options.percentile))
+        high = float(np.percentile(voxels.reshape(-1)[::step], percentile))
         return cls(0.0, high if high > 0 else float(voxels.max()) or 1.0)
 
     @property

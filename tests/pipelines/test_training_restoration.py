@@ -103,7 +103,7 @@ def test_held_out_slices_are_never_seen(data: Path, tmp_path: Path) -> None:
 
 
 def test_ct_noise_has_the_level_asked_for_inside_the_body(data: Path, tmp_path: Path) -> None:
-    slices = {"source": [-1000.0, 1000.0], "noise_kind": "additive"}
+    slices = {"source": [-1000.0, 1000.0]}
     crops = _crops(_model(tmp_path / "m", CT, **slices), data)
     assert [stack.target.shape[:2] for stack in crops.stacks] == [(40, 36), (60, 54)]
     for stack in crops.stacks:
