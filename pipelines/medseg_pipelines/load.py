@@ -9,13 +9,14 @@ from medseg.errors import ModelMissing, UsageError
 from medseg_pipelines.recipe import load_recipe, recipe_folder, recipe_names, template_names
 
 if TYPE_CHECKING:
+    from medseg_pipelines.picture_restoration import PictureRestoration
     from medseg_pipelines.picture_segmentation import PictureSegmentation
     from medseg_pipelines.pipeline import Pipeline
 
 
 def load_model(
     model: str | Path | None = None, *, device: str = "auto", engine: str = "auto"
-) -> Pipeline | PictureSegmentation:
+) -> Pipeline | PictureSegmentation | PictureRestoration:
     """A model, ready to be called with an image: of pictures with a path, a Picture or pixels, else with a path, a
     Volume, a nibabel or a SimpleITK image.
 
@@ -40,10 +41,18 @@ def load_model(
         from medseg_pipelines.restoration import Restoration
 
         return Restoration(recipe, folder, device=device, engine=engine)
+    if recipe.task == "super-resolution":
+        from medseg_pipelines.superresolution import SuperResolution
+
+        return SuperResolution(recipe, folder, device=device, engine=engine)
     if recipe.task == "picture-segmentation":
         from medseg_pipelines.picture_segmentation import PictureSegmentation
 
         return PictureSegmentation(recipe, folder, device=device, engine=engine)
+    if recipe.task == "picture-restoration":
+        from medseg_pipelines.picture_restoration import PictureRestoration
+
+        return PictureRestoration(recipe, folder, device=device, engine=engine)
     from medseg_pipelines.segmentation import Segmentation
 
     return Segmentation(recipe, folder, device=device, engine=engine)

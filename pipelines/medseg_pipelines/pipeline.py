@@ -19,6 +19,7 @@ from medseg_pipelines.manifest import Machine, build_manifest
 from medseg_pipelines.recipe import (
     RECIPE_FILE,
     PictureRecipe,
+    PictureRestorationRecipe,
     RestorationRecipe,
     SegmentationRecipe,
     SuperResolutionRecipe,
@@ -28,7 +29,14 @@ from medseg_pipelines.scope import judge, require_in_scope
 from medseg_pipelines.words import UNTRAINED
 
 VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe, SuperResolutionRecipe)
-AnyRecipe = TypeVar("AnyRecipe", SegmentationRecipe, RestorationRecipe, PictureRecipe, SuperResolutionRecipe)
+AnyRecipe = TypeVar(
+    "AnyRecipe",
+    SegmentationRecipe,
+    RestorationRecipe,
+    PictureRecipe,
+    PictureRestorationRecipe,
+    SuperResolutionRecipe,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -223,6 +223,19 @@ class PictureRecipe(_CommonRecipe):
     statistics: Literal["areas", "vessels"] = "areas"  # "vessels": length, width and tortuosity too
 
 
+class PictureRestorationRecipe(_CommonRecipe):
+    """Everything that turns a picture into a better or larger one, but for the weights themselves."""
+
+    task: Literal["picture-restoration"]
+    scope: PictureScope
+    scale: int = Field(default=1, ge=1, le=8)  # pixels of the result per pixel of the picture, along both sides
+    colour: bool = True  # the network sees red, green and blue at once; else each channel for itself
+    partition: Partition = Partition()
+    window: PositiveInt = 512  # px of the picture, both sides
+    overlap: float = Field(default=0.125, ge=0, lt=1)  # share of the window
+    bytes_per_pixel: int = Field(default=4000, ge=0)  # memory of the network for each pixel of a window, measured
+
+
 class Upscaling(_Section):
     """Which voxels become finer, and how the coarse ones are taken to have been acquired.
 
@@ -248,11 +261,12 @@ class SuperResolutionRecipe(_CommonRecipe):
     upscaling: Upscaling
 
 
-Recipe = SegmentationRecipe | RestorationRecipe | PictureRecipe | SuperResolutionRecipe
+Recipe = SegmentationRecipe | RestorationRecipe | PictureRecipe | PictureRestorationRecipe | SuperResolutionRecipe
 _TASKS: dict[str, type[Recipe]] = {
     "segmentation": SegmentationRecipe,
     "restoration": RestorationRecipe,
     "picture-segmentation": PictureRecipe,
+    "picture-restoration": PictureRestorationRecipe,
     "super-resolution": SuperResolutionRecipe,
 }
 

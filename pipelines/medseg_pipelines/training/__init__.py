@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import UsageError
-from medseg.weights import save_weights
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Diverged, Progress, run_steps
+from medseg_pipelines.training.outcome import write_model
 from medseg_pipelines.training.patches_course import PictureCourse
+from medseg_pipelines.training.picture_pairs import PicturePairCourse
 from medseg_pipelines.training.restoration import RestorationCourse
+from medseg_pipelines.training.superresolution import SuperResolutionCourse
 from medseg_pipelines.training.synthetic import SyntheticCourse
 
 __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
 _COURSES: dict[str, type[Course]] = {
+    "picture-pairs": PicturePairCourse,
     "pictures": PictureCourse,
     "restoration": RestorationCourse,
+    "super-resolution": SuperResolutionCourse,
     "synthetic-segmentation": SyntheticCourse,
 }
 
@@ -64,7 +68,7 @@ def train(
     Args:
         model: Name of a model, or a folder that holds a recipe.
         data: Folder that the recipe's patterns start from.
-        out: Folder of the run: `state.pt`, `log.jsonl`, `weights.safetensors`.
+        out: Folder of the run: `state.pt` and `log.jsonl`, and the model that came of it.
         resume: Go on from `state.pt` of `out`.
         device: "cpu", "cuda" or "cuda:N".
         workers: Processes that draw images.
@@ -89,7 +93,6 @@ def train(
     images = course.images(files)
     out.mkdir(parents=True, exist_ok=True)
     run_steps(trainer, images, state, log, workers=workers, seconds=seconds, progress=progress)
-    half = course.recipe.weights.dtype == "float16"
-    weights = save_weights(trainer.average, out / "weights.safetensors", half=half)
     losses = [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()[-100:]]
-    return TrainingReport(trainer.step, sum(losses) / max(1, len(losses)), weights)
+    loss = sum(losses) / max(1, len(losses))
+    return TrainingReport(trainer.step, loss, write_model(course.recipe, trainer, out, files=len(files), loss=loss))

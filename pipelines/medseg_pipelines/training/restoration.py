@@ -116,7 +116,7 @@ class Crops(Dataset[Batch]):
 
     def __init__(self, stacks: list[Stack], options: RestorationOptions, recipe: RestorationRecipe) -> None:
         self.stacks, self.options, self.slices = stacks, options, recipe.slices
-        self.how = partitioner(recipe.partition)
+        self.how = partitioner(recipe.partition.kind, recipe.partition.options)
         width = 1.0 if recipe.slices.source is None else recipe.slices.source[1] - recipe.slices.source[0]
         self.unit = 1.0 if options.noise is None or options.noise.kind == "rician" else 1 / width
 
@@ -193,23 +193,49 @@ def _turned(crop: np.ndarray, way: int) -> np.ndarray:
     return np.ascontiguousarray(turned[::-1] if way >= 4 else turned)
 
 
+def paired_files(data: Path, pairs: Pairs) -> list[Path]:
+    """First all degraded files, then their targets in the same order.
+
+    Raises:
+        UsageError: There are none, or not as many of both.
+    """
+    degraded, target = (sorted(data.glob(pattern)) for pattern in (pairs.degraded, pairs.target))
+    if not degraded or len(degraded) != len(target):
+        raise UsageError(
+            f"data folder '{data}' must hold as many files like {pairs.degraded} as like {pairs.target}, "
+            f"found {len(degraded)} and {len(target)}; see --data"
+        )
+    return [*degraded, *target]
+
+
 class RestorationTrainer(Trainer):
     """Learns the middle slice of a context, errors weighed up in the worst regions.
 
     Args:
         network: Starts as the identity; whatever it adds is learned.
-        options: The training section.
-        restored: Which outputs are the restored slice.
+        options: Of the optimiser.
+        steps: Of the whole run.
+        beta: Of the focal region loss.
+        restored: Which outputs are the restored image; by default all.
         device: A torch device.
     """
 
     network: RAT
 
-    def __init__(self, network: RAT, options: RestorationOptions, *, restored: slice, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        network: RAT,
+        options: Optimisation,
+        *,
+        steps: int,
+        beta: float,
+        restored: slice = slice(None),
+        device: str = "cpu",
+    ) -> None:
         for parameter in network.ending.parameters():
             nn.init.zeros_(parameter)  # the start is the identity: what the network finds wrong is added to the image
-        super().__init__(network, options, total=options.steps, device=device)
-        self.beta, self.restored = options.beta, restored
+        super().__init__(network, options, total=steps, device=device)
+        self.beta, self.restored = beta, restored
 
     def loss(self, sample: Batch) -> Tensor:
         """The focal region loss of RAT, section 4 of its training."""
@@ -232,13 +258,7 @@ class RestorationCourse(Course[RestorationOptions]):
             if missing:
                 raise UsageError(f"data folder '{data}' must hold {', '.join(missing)}, found none; see --data")
             return paths
-        degraded, target = (sorted(data.glob(p)) for p in (self.options.pairs.degraded, self.options.pairs.target))
-        if not degraded or len(degraded) != len(target):
-            raise UsageError(
-                f"data folder '{data}' must hold as many files like {self.options.pairs.degraded} as like "
-                f"{self.options.pairs.target}, found {len(degraded)} and {len(target)}; see --data"
-            )
-        return [*degraded, *target]
+        return paired_files(data, self.options.pairs)
 
     def trainer(self, device: str) -> RestorationTrainer:
         """The network must be a RAT that takes the slices of the recipe."""
@@ -250,7 +270,14 @@ class RestorationCourse(Course[RestorationOptions]):
             raise UsageError(f"network.options.in_channels must be {wanted}, got {network.intro.in_channels}")
         if self.options.crop % network.multiple:
             raise UsageError(f"training.crop must be a multiple of {network.multiple}, got {self.options.crop}")
-        return RestorationTrainer(network, self.options, restored=restored_channels(recipe.slices), device=device)
+        return RestorationTrainer(
+            network,
+            self.options,
+            steps=self.options.steps,
+            beta=self.options.beta,
+            restored=restored_channels(recipe.slices),
+            device=device,
+        )
 
     def images(self, files: list[Path]) -> Crops:
         """Crops of all slices that training may see."""
