@@ -18,6 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from medseg.acquisition import along_axes
 from medseg.intensity import rescale_percentiles
 from medseg.volume import Volume
 
@@ -271,12 +272,12 @@ def _degrade(image: Tensor, options: SynthesisOptions, draw: _Draw) -> Tensor:
         sample, back = _sampling(size, step, width, draw.uniform(0, 1))
         profiles.append(sample)
         returns.append(back)
-    low = _along_axes(image, profiles).clamp_(min=0)
+    low = along_axes(image, profiles).clamp_(min=0)
     noise = draw.uniform(*options.noise)
     low = low + noise * draw.field(*low.shape)
     if draw.chance(0.5):  # magnitude images: the second channel of a quadrature coil
         low = (low.square() + (noise * draw.field(*low.shape)).square()).sqrt()
-    image = _along_axes(low, returns).clamp_(min=0)
+    image = along_axes(low, returns).clamp_(min=0)
     top = image.max().clamp_min(1e-6)
     return (image / top).pow_(float(np.exp(draw.normal(options.gamma))))
 
@@ -293,14 +294,6 @@ def _sampling(size: int, step: float, width: float, phase: float) -> tuple[Tenso
     nearest = (voxels[:, None] - centres[None]).abs().argmin(1)
     back[outside] = F.one_hot(nearest[outside], count).float()
     return profile, back
-
-
-def _along_axes(image: Tensor, operators: Sequence[Tensor]) -> Tensor:
-    """Apply one matrix (out, in) to each axis of a volume."""
-    for axis, operator in enumerate(operators):
-        pair = cast(int, ([1], [axis]))  # the annotation of torch knows only the form with a number
-        image = torch.tensordot(operator, image, dims=pair).movedim(0, axis)
-    return image.contiguous()
 
 
 def _cut(image: Tensor, target: Tensor, draw: _Draw) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseg.acquisition import lanczos_weights
 from medseg_kernels import haar3d, haar3d_project, ihaar3d
 
 SLOPE = 0.01  # of every leaky ReLU in the generator and in the dense blocks of both networks
@@ -162,19 +163,46 @@ class Shuffle(nn.Module):
         return shuffle(x)
 
 
+def doubled(x: Tensor) -> Tensor:
+    """Lanczos interpolation of (B, C, D, H, W) to twice the voxels along each axis; the outer edges stay in place."""
+    weights = lanczos_weights(2).to(x)
+    reach = weights.shape[1] // 2
+    for axis in (2, 3, 4):
+        shape, pad = [2, 1, 1, 1, 1], [0] * 6
+        shape[axis] = weights.shape[1]
+        pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = reach
+        lines = F.conv3d(F.pad(x.flatten(0, 1)[:, None], pad, mode="replicate"), weights.view(shape))
+        x = lines.unflatten(0, x.shape[:2]).movedim(2, axis + 1).flatten(axis, axis + 1)
+    return x
+
+
 class Generator(nn.Module):
     """Volume with each side doubled once per upsampling step, and less noise (fig. 2).
 
     Args:
-        channels: C of both volumes.
+        channels: C of the volume that goes in.
         filters: f; 64 as published, 32 costs a quarter.
         num_res_blocks: Residual dense blocks in the trunk, which takes nine tenths of the work.
-        num_upsample: Doublings.
+        num_upsample: Doublings; 0 for a volume that was interpolated before.
+        out_channels: C of the volume that comes out, by default the same.
+        shortcut: Add the interpolated input, so that the network gives only what interpolation lacks. Ours; the
+            published generator has to learn the whole image.
     """
 
-    def __init__(self, channels: int = 1, filters: int = 64, *, num_res_blocks: int = 3, num_upsample: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int = 1,
+        filters: int = 64,
+        *,
+        num_res_blocks: int = 3,
+        num_upsample: int = 1,
+        out_channels: int | None = None,
+        shortcut: bool = False,
+    ) -> None:
         super().__init__()
         self.scale = 2**num_upsample
+        self.num_upsample, self.shortcut = num_upsample, shortcut
+        self.out_channels = channels if out_channels is None else out_channels
         self.conv1 = RecordedConv(channels, filters)
         self.res_blocks1 = nn.Sequential(*(ResidualDenseBlock(filters) for _ in range(num_res_blocks)))
         self.conv2 = RecordedConv(filters, filters)
@@ -183,13 +211,20 @@ class Generator(nn.Module):
             wide = nn.Conv3d(filters, 8 * filters, kernel_size=3, padding=1)
             steps += [wide, nn.LeakyReLU(SLOPE), Shuffle()]
         self.upsampling = nn.Sequential(*steps)
-        self.conv3 = nn.Sequential(RecordedConv(filters, filters), nn.LeakyReLU(SLOPE), RecordedConv(filters, channels))
+        last = RecordedConv(filters, self.out_channels)
+        self.conv3 = nn.Sequential(RecordedConv(filters, filters), nn.LeakyReLU(SLOPE), last)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Intensities of mean 0 and deviation 1, (B, C, D, H, W), to (B, C, scale D, scale H, scale W), alike."""
+        """Intensities as the recipe scales them, (B, C, D, H, W), to (B, C_out, scale D, scale H, scale W), alike."""
         shallow = self.conv1(x)
         deep = shallow + self.conv2(self.res_blocks1(shallow))
-        return self.conv3(self.upsampling(deep))
+        restored = self.conv3(self.upsampling(deep))
+        return restored + self._interpolated(x[:, : self.out_channels]) if self.shortcut else restored
+
+    def _interpolated(self, x: Tensor) -> Tensor:
+        for _ in range(self.num_upsample):
+            x = doubled(x)
+        return x
 
 
 def down_block(name: str, in_channels: int, out_channels: int, *, norm: bool = True) -> nn.Sequential:

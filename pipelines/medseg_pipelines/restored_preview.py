@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,49 +40,68 @@ _FILL = 0.4
 _GOLDEN = 0.61803398875  # steps of hue that never come near each other
 
 
+@dataclass(frozen=True)
+class Column:
+    """One volume of the picture: three planes, and what their values are."""
+
+    planes: Sequence[Plane]
+    kind: Literal["image", "difference", "regions"] = "image"
+
+
 def draw_restored(columns: Mapping[str, Sequence[Plane]], lines: Sequence[str], caption: Caption) -> Image.Image:
+    """Original, restored, residual and regions, three planes each at the same places, under their titles."""
+    kinds: tuple[Literal["image", "difference", "regions"], ...] = ("image", "image", "difference", "regions")
+    named = {title: Column(planes, kind) for (title, planes), kind in zip(columns.items(), kinds, strict=True)}
+    return draw_columns(named, lines, caption)
+
+
+def draw_columns(columns: Mapping[str, Column], lines: Sequence[str], caption: Caption) -> Image.Image:
     """A row per plane and a column per volume, dark for reading rooms.
 
     Args:
-        columns: By title: original, restored, residual and regions, three planes each at the same places.
+        columns: By title, all at the same places; the first is the original, whose grey range all images are shown in.
         lines: Figures below the planes.
         caption: Title, warnings, and whether the weights are trained.
     """
-    original, restored, residual, regions = columns.values()
+    original = next(iter(columns.values())).planes
     scale = min(limit / size for plane in original for limit, size in zip(_CELL, extent(plane), strict=True))
     sizes = [(max(1, round(w * scale)), max(1, round(h * scale))) for w, h in map(extent, original)]
     cell = max(width for width, _ in sizes)
     notes = [*lines, *(f"! {warning}" for warning in (RESTORED, *caption.warnings))]
     body = sum(height for _, height in sizes) + _LINE * (len(sizes) + 2) + 26 * len(notes)
-    canvas, top = framed(2 * EDGE + 4 * cell + 3 * _GAP, body, caption)
+    canvas, top = framed(2 * EDGE + len(columns) * (cell + _GAP) - _GAP, body, caption)
     draw = ImageDraw.Draw(canvas)
     for number, title in enumerate(columns):
         draw.text((EDGE + number * (cell + _GAP), top), title, font=font(19), fill=TEXT)
-    low, high = display_range(original)
-    reach = _reach(residual)
     y = top + _LINE
-    for row, (width, height) in enumerate(sizes):
+    for row, size in enumerate(sizes):
         draw.text((EDGE, y), f"{original[row].name}  {position_text(original[row])}", font=font(16), fill=MUTED)
         y += _LINE
-        grey = grey_picture(original[row], (width, height), low, high)
-        pictures = (
-            grey,
-            grey_picture(restored[row], (width, height), low, high),
-            grey_picture(residual[row], (width, height), -reach, reach),
-            coloured_regions(grey, regions[row].image.astype(np.int64)),
-        )
-        for number, picture in enumerate(pictures):
+        for number, column in enumerate(columns.values()):
             x = EDGE + number * (cell + _GAP)
-            canvas.paste(picture, (x, y))
-            draw_letters(draw, (x, y, width, height), original[row].letters)
-        y += height
+            canvas.paste(_picture(column, row, size, original), (x, y))
+            draw_letters(draw, (x, y, *size), original[row].letters)
+        y += size[1]
     draw_scale(draw, (EDGE, y + 8), scale)
-    grey_range = f"residual shown from {-reach:.3g} to {reach:.3g}"
-    draw.text((EDGE + 2 * (cell + _GAP), y + 8), grey_range, font=font(16), fill=MUTED)
+    for number, column in enumerate(columns.values()):
+        if column.kind == "difference":
+            shown = f"shown from {-_reach(column.planes):.3g} to {_reach(column.planes):.3g}"
+            draw.text((EDGE + number * (cell + _GAP), y + 8), shown, font=font(16), fill=MUTED)
     for number, note in enumerate(notes):
         color = AMBER if note.startswith("!") else TEXT
         fitted(draw, (EDGE, y + _LINE + 12 + 26 * number), note, 17, color, canvas.width - 2 * EDGE)
     return canvas
+
+
+def _picture(column: Column, row: int, size: tuple[int, int], original: Sequence[Plane]) -> Image.Image:
+    """One plane of a column as its kind wants it."""
+    low, high = display_range(original)
+    if column.kind == "difference":
+        low, high = -_reach(column.planes), _reach(column.planes)
+    if column.kind == "regions":
+        grey = grey_picture(original[row], size, low, high)
+        return coloured_regions(grey, column.planes[row].image.astype(np.int64))
+    return grey_picture(column.planes[row], size, low, high)
 
 
 def region_picture(image: Volume, regions: Volume) -> Image.Image:

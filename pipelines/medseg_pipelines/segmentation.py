@@ -26,9 +26,11 @@ class Segmentation(Pipeline[SegmentationRecipe]):
     """A model that draws labels."""
 
     def _check_options(self, options: RunOptions) -> None:
-        if options.noise is not None or options.regions is not None or options.keep_regions:
+        restores = options.noise is not None or options.regions is not None or options.keep_regions
+        if restores or options.enforce_consistency:
             raise UsageError(
-                f"model {self.recipe.name} segments: it takes neither a noise level nor regions; drop them"
+                f"model {self.recipe.name} segments: it takes neither a noise level nor regions, and has nothing to "
+                "enforce; drop them"
             )
 
     def _run(self, case: Case, options: RunOptions, warnings: list[str], report: Reporter) -> Result:

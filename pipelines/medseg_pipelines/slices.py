@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,10 +11,60 @@ from torch import Tensor
 
 from medseg.noise import noise_map
 from medseg.volume import Volume
-from medseg_pipelines.recipe import Slices
 
 _COARSER = 1.1  # an axis whose spacing exceeds the others by less is taken as equal to them
 _SAMPLES = 1 << 20
+
+
+class SliceOptions(Protocol):
+    """What is asked of the `slices` section of a recipe, or of the like of it in a bundle."""
+
+    @property
+    def context(self) -> int:
+        """Slices that the network sees at once, an odd number."""
+        ...
+
+    @property
+    def noise_map(self) -> bool:
+        """Whether it sees the noise level too."""
+        ...
+
+    @property
+    def source(self) -> tuple[float, float] | None:
+        """Grey values that become 0 and 1; None: 0 and the percentile."""
+        ...
+
+    @property
+    def percentile(self) -> float:
+        """Of all voxels."""
+        ...
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """Where scaled values are cut off."""
+        ...
+
+    @property
+    def batch(self) -> int:
+        """Slices at once."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainSlices:
+    """The options as plain values, which need no recipe."""
+
+    context: int
+    noise_map: bool
+    source: tuple[float, float] | None
+    percentile: float
+    limits: tuple[float, float]
+    batch: int
+
+    @classmethod
+    def of(cls, options: SliceOptions) -> PlainSlices:
+        """Those of a recipe."""
+        return cls(**{name: getattr(options, name) for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)
@@ -24,7 +75,7 @@ class Scaling:
     high: float
 
     @classmethod
-    def of(cls, voxels: np.ndarray, options: Slices) -> Scaling:
+    def of(cls, voxels: np.ndarray, options: SliceOptions) -> Scaling:
         """The scaling that a recipe asks for on these grey values, any shape."""
         if options.source is not None:
             return cls(*options.source)
@@ -66,7 +117,7 @@ def unstacked(stack: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(stack, 2, axis)
 
 
-def network_input(stack: np.ndarray, chosen: list[int], options: Slices, level: float | None = None) -> Tensor:
+def network_input(stack: np.ndarray, chosen: list[int], options: SliceOptions, level: float | None = None) -> Tensor:
     """What the network sees of some slices: their neighbours, themselves, and the noise level.
 
     Args:
@@ -88,12 +139,12 @@ def network_input(stack: np.ndarray, chosen: list[int], options: Slices, level: 
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(channels, axis=1), np.float32))
 
 
-def channels_of(options: Slices, *, colours: int = 1) -> int:
+def channels_of(options: SliceOptions, *, colours: int = 1) -> int:
     """Channels that the network must take."""
     return options.context * colours + int(options.noise_map)
 
 
-def restored_channels(options: Slices) -> slice:
+def restored_channels(options: SliceOptions) -> slice:
     """Which output of the network is the restored slice: the one added to the middle of its context."""
     middle = options.context // 2
     return slice(middle, middle + 1)

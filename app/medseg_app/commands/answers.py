@@ -10,6 +10,7 @@ from medseg_pipelines.words import RESTORED
 if TYPE_CHECKING:
     from medseg_pipelines.restored import RestoredResult
     from medseg_pipelines.results import LabelResult, Result
+    from medseg_pipelines.superresolved import FinerResult
 
 
 def answer(result: "Result", target: Path, *, quiet: bool, verbose: bool) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def answer(result: "Result", target: Path, *, quiet: bool, verbose: bool) -> dic
     """
     from medseg_pipelines.restored import RestoredResult
     from medseg_pipelines.results import LabelResult  # torch is loaded by now
+    from medseg_pipelines.superresolved import FinerResult
 
     if not quiet:
         for warning in result.warnings:
@@ -32,6 +34,8 @@ def answer(result: "Result", target: Path, *, quiet: bool, verbose: bool) -> dic
         specific = _labels(result, target, quiet=quiet)
     elif isinstance(result, RestoredResult):
         specific = _restored(result, target, quiet=quiet)
+    elif isinstance(result, FinerResult):
+        specific = _finer(result, target, quiet=quiet)
     if verbose:
         for stage, seconds in result.manifest["seconds"].items():
             tell(f"{stage}: {duration_text(seconds)}")
@@ -70,6 +74,23 @@ def _restored(result: "RestoredResult", target: Path, *, quiet: bool) -> dict[st
         "restored": str(target / result.main_file),
         "residual": str(residual),
         "quality": {"unit": result.recipe.unit, **result.quality.as_json()},
+    }
+
+
+def _finer(result: "FinerResult", target: Path, *, quiet: bool) -> dict[str, Any]:
+    difference = target / result.difference_file
+    if not quiet:
+        for line in result.lines():
+            print_line(line)
+        print_line(f"restored    {target / result.main_file}")
+        print_line(f"difference  {difference}")
+        print_line(f"picture     {target / 'preview.png'}")
+        print_line(RESTORED)
+    return {
+        "restored": str(target / result.main_file),
+        "difference": str(difference),
+        "grid": result.manifest["grid"],
+        **result.statistics(),
     }
 
 

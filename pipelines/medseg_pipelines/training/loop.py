@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from medseg.errors import MedsegError, UsageError
+from medseg_pipelines.training.together import average_gradients
 
 _KEEP_EVERY = 300  # seconds between checkpoints
 
@@ -67,11 +68,16 @@ class Trainer(ABC):
         )
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.step = 0
+        self.details: dict[str, float] = {}  # of the last step, for the log beside its loss
         self.torn = False  # an interrupt fell into the update: weights, moments and average are not of one step
 
     @abstractmethod
     def loss(self, sample: Any) -> Tensor:
         """The scalar to be minimised, of the image that belongs to this step."""
+
+    def learning_rate(self) -> float:
+        """Of this step."""
+        return learning_rate_at(self.step, self.total, self._optimisation)
 
     def learn(self, sample: Any) -> float:
         """One step; returns its loss.
@@ -80,17 +86,37 @@ class Trainer(ABC):
             Diverged: The loss or its gradient is not finite; nothing was changed.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(self.step, self.total, self._optimisation)
+            group["lr"] = self.learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(sample)
         loss.backward()
+        self.share_gradients(self.network)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+        self.require_finite(loss, norm)
+        self.torn = True
+        self.update()
+        self.torn = False
+        return loss.item()
+
+    def share_gradients(self, network: nn.Module) -> None:
+        """Give every process of a `torchrun` the mean of all gradients, so that their weights stay equal."""
+        average_gradients(network.parameters())
+
+    def require_finite(self, loss: Tensor, norm: Tensor) -> None:
+        """Stop before an update with a bad number.
+
+        Raises:
+            Diverged: A loss or the norm of a gradient is not finite.
+        """
+        if not bool(torch.isfinite(loss).all() & torch.isfinite(norm).all()):
+            told = ", ".join(f"{value:.4g}" for value in loss.flatten().tolist())
             raise Diverged(
-                f"training diverged at step {self.step}: loss {loss.item():.4g}, gradient {norm.item():.4g}; "
+                f"training diverged at step {self.step}: loss {told}, gradient {norm.max().item():.4g}; "
                 "lower learning_rate and resume"
             )
-        self.torn = True
+
+    def update(self) -> None:
+        """Take the step of the optimiser, and the average along."""
         self.optimizer.step()
         self.step += 1
         keep = min(self._optimisation.average, self.step / (self.step + 10))  # forget the random start quickly
@@ -99,23 +125,30 @@ class Trainer(ABC):
                 self.average[name].lerp_(value, 1 - keep)
             else:  # a norm counts its batches
                 self.average[name].copy_(value)
-        self.torn = False
-        return loss.item()
 
     def autocast(self) -> torch.autocast:
         """bfloat16 for the products of the network, where that saves time."""
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=fast_bfloat16(self.device))
 
-    def save(self, path: Path) -> None:
-        """Write the whole state under a temporary name and put it in place at once."""
-        state = {
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the run depends on; images and noise are drawn from the seed and the step."""
+        return {
             "step": self.step,
             "network": self.network.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
         }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a `state`."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.average, self.step = state["average"], state["step"]
+
+    def save(self, path: Path) -> None:
+        """Write the whole state under a temporary name and put it in place at once."""
         partial = path.with_suffix(".partial")
-        torch.save(state, partial)
+        torch.save(self.state(), partial)
         partial.replace(path)
 
     def load(self, path: Path) -> None:
@@ -125,11 +158,8 @@ class Trainer(ABC):
             UsageError: The file is damaged or belongs to another network.
         """
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.average, self.step = state["average"], state["step"]
-        except (RuntimeError, OSError, EOFError, KeyError, UnpicklingError):
+            self.restore(torch.load(path, map_location=self.device, weights_only=True))
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError, UnpicklingError):
             raise UsageError(
                 f"'{path.name}' is damaged or of another network; resume with the recipe of the run, or start anew"
             ) from None
@@ -169,7 +199,12 @@ def run_steps(
             for sample in _loader(images, trainer, workers):
                 loss = trainer.learn(sample)
                 now = time.monotonic()
-                entry = {"step": trainer.step, "loss": round(loss, 5), "seconds": round(now - started, 1)}
+                entry = {
+                    "step": trainer.step,
+                    "loss": round(loss, 5),
+                    "seconds": round(now - started, 1),
+                    **trainer.details,
+                }
                 lines.write(json.dumps(entry) + "\n")
                 if progress:
                     progress(trainer.step, trainer.total, loss)
