@@ -15,6 +15,7 @@ _CORNER = 12  # a corner is this part of a side
 _RISE = 0.3  # of the way from the brightness of the corners to that of the middle
 _NO_BORDER = 0.7  # corners brighter than this share of the middle: the field fills the picture
 _NOTCH = 16  # what sticks out of the round field and is thinner than twice this part of a side is a mark, no field
+_RIM = 1.5  # coarse pixels along the border of the field that are dark or bright for reasons of the camera
 _FLOOR = 0.25  # of the mean local variance, so that places without structure do not become noise
 
 
@@ -43,9 +44,8 @@ def field_of_view(picture: Picture) -> NDArray[np.bool_]:
     pieces = np.asarray(measure.label(_opened(shown, radius), connectivity=1))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    field = convex_hull_image(pieces == sizes.argmax())
-    at_y, at_x = np.minimum(np.arange(height) // step, rows - 1), np.minimum(np.arange(width) // step, columns - 1)
-    return field[at_y[:, None], at_x[None, :]]
+    field = np.asarray(ndimage.distance_transform_edt(np.pad(convex_hull_image(pieces == sizes.argmax()), 1))) > _RIM
+    return _enlarged(field[1:-1, 1:-1], picture.size, step)
 
 
 def diameter(field: NDArray[np.bool_]) -> float:
@@ -71,6 +71,18 @@ def flatten_light(plane: NDArray[np.float32], field: NDArray[np.bool_], sigma: f
     variance = _blurred(rest**2, sigma) / share
     floor = _FLOOR * float(variance[field].mean()) if field.any() else 0.0
     return np.clip(rest / np.sqrt(variance + floor + 1e-12), -4.0, 4.0).astype(np.float32)
+
+
+def _enlarged(mask: NDArray[np.bool_], size: tuple[int, int], step: int) -> NDArray[np.bool_]:
+    """The mask between every `step`-th pixel of a picture (H, W), its border straight from one to the next."""
+    found = mask.astype(np.float32)
+    for axis in (0, 1):
+        at = np.minimum(np.arange(size[axis]) / step, found.shape[axis] - 1)
+        low = np.minimum(at.astype(int), max(0, found.shape[axis] - 2))
+        share = np.expand_dims((at - low).astype(np.float32), 1 - axis)
+        high = np.minimum(low + 1, found.shape[axis] - 1)
+        found = found.take(low, axis=axis) * (1 - share) + found.take(high, axis=axis) * share
+    return found > 0.5
 
 
 def _opened(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:

@@ -93,7 +93,7 @@ def _draw_figures(
     for number, figure in enumerate(figures):
         at = (EDGE + _COLUMN * (number % per_row), top + _LINE * (number // per_row + 1))
         draw.text(at, figure.name if len(names) == 1 else f"{figure.label}: {figure.name}", font=font(17), fill=MUTED)
-        text = f"{figure.value:.4g} {figure.unit}".strip()
+        text = f"{figure.number} {figure.unit}".strip()
         draw.text((at[0] + _COLUMN - 40, at[1]), text, font=font(17), fill=TEXT, anchor="ra")
     y = top + _LINE * (-(-len(figures) // per_row) + 1)
     for line, warning in enumerate(caption.warnings):

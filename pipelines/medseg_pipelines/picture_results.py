@@ -19,6 +19,8 @@ from medseg_pipelines.recipe import PictureRecipe
 from medseg_pipelines.results import LABELS_JSON, Outcome, write_json
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
+FIELD_FILE = "field.png"
+PROBABILITY_FILE = "probability.png"
 _OVERLAY = 2048  # px of the longer side; more is for the mask itself
 
 
@@ -75,6 +77,7 @@ class PictureResult(Outcome):
         for number, label in enumerate(self.recipe.labels):
             scaled = (self.probability[number] * 255).round().astype(np.uint8)
             Image.fromarray(scaled).save(folder / self.probability_file(label.id))
+        Image.fromarray(self.field).save(folder / FIELD_FILE)
         self.overlay().save(folder / "overlay.png")
         write_json(folder / LABELS_JSON, self._names())
         write_json(folder / "statistics.json", {"notice": RESEARCH_USE, **as_json(self.figures)})
@@ -82,7 +85,7 @@ class PictureResult(Outcome):
 
     def probability_file(self, label: int) -> str:
         """Name of the probability of one label, 0 to 255 for 0 to 1."""
-        return "probability.png" if len(self.recipe.labels) == 1 else f"probability_{label}.png"
+        return PROBABILITY_FILE if len(self.recipe.labels) == 1 else f"probability_{label}.png"
 
     def _names(self) -> dict[str, Any]:
         return {

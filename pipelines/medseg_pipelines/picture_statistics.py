@@ -33,6 +33,12 @@ class Figure:
     value: float
     unit: str  # "" for what has none
 
+    @property
+    def number(self) -> str:
+        """The value for reading: four digits, or as a whole where it is large."""
+        whole = self.value == round(self.value) or self.value >= 1000
+        return f"{self.value:,.0f}" if whole else f"{self.value:.4g}"
+
 
 def measure_picture(
     labels: NDArray[np.uint8], field: NDArray[np.bool_], spacing: tuple[float, float] | None, recipe: PictureRecipe
@@ -53,7 +59,7 @@ def measure_picture(
             v = measure_vessels(mask, field, spacing)
             rows = [
                 ("area fraction", v.area_fraction, ""),
-                ("area", v.area, f"{unit}²"),
+                ("area", v.area, f"{unit}^2"),
                 ("length", v.length, unit),
                 ("density", v.density, f"1/{unit}"),
                 ("mean width", v.width, unit),
@@ -63,8 +69,8 @@ def measure_picture(
         else:
             pixel = 1.0 if spacing is None else spacing[0] * spacing[1]
             inside = int((mask & field).sum())
-            rows = [("area fraction", inside / max(1, int(field.sum())), ""), ("area", inside * pixel, f"{unit}²")]
-        found += [Figure(label=label.name, name=name, value=value, unit=kind) for name, value, kind in rows]
+            rows = [("area fraction", inside / max(1, int(field.sum())), ""), ("area", inside * pixel, f"{unit}^2")]
+        found += [Figure(label=label.name, name=name, value=float(value), unit=kind) for name, value, kind in rows]
     return tuple(found)
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from medseg.errors import Cancelled, MedsegError, ModelMissing, UsageError
 from medseg.io import read
+from medseg_app.commands import pictures
 from medseg_app.commands.answers import answer
 from medseg_app.output import duration_text, print_json, print_line, size_text, tell
 from medseg_app.progress import ProgressView
@@ -21,6 +22,7 @@ from medseg_pipelines.words import RESEARCH_USE
 
 if TYPE_CHECKING:
     from medseg_pipelines.pipeline import Pipeline
+    from medseg_pipelines.recipe import Scope
 
 _ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img")
 _SOME_FAILED = 4
@@ -61,7 +63,7 @@ def run(request: Request) -> int:
         InputRefused: The only input cannot be used.
     """
     _check_inputs(request)
-    models: dict[str, Pipeline] = {}
+    models: dict[str, Any] = {}
     answers = []
     with ProgressView(quiet=request.quiet) as view:
         for number, path in enumerate(request.inputs, start=1):
@@ -113,9 +115,11 @@ def _check_inputs(request: Request) -> None:
             check_target(targets[0], overwrite=request.overwrite)
 
 
-def _one(path: Path, request: Request, models: dict[str, "Pipeline"], view: ProgressView) -> dict[str, Any]:
+def _one(path: Path, request: Request, models: dict[str, Any], view: ProgressView) -> dict[str, Any]:
     """Read, choose, run and save one input; returns what is to be said of it."""
     view(Event(stage="reading", done=0, total=1, seconds_left=None))
+    if pictures.wants_picture(path, request.model):
+        return _picture(path, request, models, view)
     case = read_case(
         path,
         time_point=request.time_point,
@@ -154,6 +158,26 @@ def _one(path: Path, request: Request, models: dict[str, "Pipeline"], view: Prog
     return {"input": path.name, "reason": reason, **said}
 
 
+def _picture(path: Path, request: Request, models: dict[str, Any], view: ProgressView) -> dict[str, Any]:
+    """As `_one`, for a picture."""
+    case, name, reason = pictures.picture_of(path, request)
+    title = load_recipe(name).name
+    if parse_formats(request.formats):
+        raise UsageError(f"--format writes DICOM of volumes, '{path.name}' is a picture; its labels are PNG, drop it")
+    view.pause()
+    if not request.quiet:
+        tell(f"model {title}: {reason}")
+    target = target_of(path, request, title)
+    if not request.dry_run:
+        _check_target(target, request)
+    if name not in models:
+        models[name] = load_model(name, device=request.device, engine=request.engine)
+    if request.dry_run:
+        view.pause()
+        return pictures.plan(models[name], case, target, reason, request)
+    return pictures.segment(models[name], case, target, reason, request, view)
+
+
 def _require_dicom(case: Case) -> None:
     from medseg_pipelines.dicom_out.writing import check_source  # highdicom, only where DICOM is asked for
 
@@ -187,7 +211,8 @@ def _model_for(case: Case, request: Request) -> tuple[str, str]:
         choice = choose_model(case.volume)
         return choice.name, choice.reason
     recipe = load_recipe(request.model)
-    warnings = require_in_scope(judge(case.volume, recipe.scope), recipe.name, force=request.force_scope)
+    scope = cast("Scope", recipe.scope)  # models of pictures do not come here
+    warnings = require_in_scope(judge(case.volume, scope), recipe.name, force=request.force_scope)
     for warning in warnings if request.dry_run else ():  # a run has them in its result
         tell(f"warning: {warning}")
     return request.model, "named by the user"

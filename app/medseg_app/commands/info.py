@@ -6,6 +6,7 @@ from typing import Any
 
 from medseg import io
 from medseg.errors import InputRefused
+from medseg.io.pictures import is_picture
 from medseg_app.output import print_json, print_line, size_text
 
 
@@ -18,6 +19,10 @@ def run(path: Path, *, series: str | None, correct_geometry: bool, json: bool) -
         correct_geometry: Describe the grid that `--correct-geometry` would make.
         json: Print one JSON object.
     """
+    if is_picture(path):
+        from medseg_app.commands import pictures  # scikit-image is slow to load, and volumes do not need it
+
+        return pictures.describe(path, json=json)
     found = io.inspect(path, series=series, correct_geometry=correct_geometry)
     if json:
         print_json(_plain(found))

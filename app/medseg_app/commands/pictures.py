@@ -1,0 +1,164 @@
+"""Pictures in `medseg infer` and `medseg info`: what differs from volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.errors import InputRefused
+from medseg.io.pictures import ENDINGS, is_picture, read_picture
+from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
+from medseg_pipelines.events import Event
+from medseg_pipelines.picture_case import PictureCase, choose_picture_model, judge_picture, read_picture_case
+from medseg_pipelines.recipe import PictureRecipe, load_recipe
+from medseg_pipelines.scope import require_in_scope
+
+if TYPE_CHECKING:
+    from medseg_app.commands.infer import Request
+    from medseg_app.progress import ProgressView
+    from medseg_pipelines.picture_results import PictureResult
+    from medseg_pipelines.picture_segmentation import PictureSegmentation
+
+
+def wants_picture(path: Path, model: str | None) -> bool:
+    """Whether an input is to be read as a picture: because it is one, or because the named model takes nothing else.
+
+    Raises:
+        InputRefused: The file is a picture and the model takes volumes.
+    """
+    if model is None:
+        return is_picture(path)
+    if isinstance(load_recipe(model), PictureRecipe):
+        return True
+    if path.suffix.lower() in ENDINGS and path.is_file():
+        raise InputRefused(f"{path.name}: model '{model}' takes volumes, got a picture; choose another with -m")
+    return False
+
+
+def picture_of(path: Path, request: Request) -> tuple[PictureCase, str, str]:
+    """The case, the model, and why it is that one."""
+    case = read_picture_case(path, memory_limit=request.memory_limit)
+    if request.model is None:
+        choice = choose_picture_model(case.picture)
+        return case, choice.name, choice.reason
+    recipe = load_recipe(request.model)
+    if isinstance(recipe, PictureRecipe):
+        findings = judge_picture(case.picture, recipe.scope)
+        warnings = require_in_scope(findings, recipe.name, force=request.force_scope)
+        for warning in warnings if request.dry_run else ():  # a run has them in its result
+            tell(f"warning: {warning}")
+    return case, request.model, "named by the user"
+
+
+def segment(
+    model: PictureSegmentation, case: PictureCase, target: Path, reason: str, request: Request, view: ProgressView
+) -> dict[str, Any]:
+    """Run and save one picture; returns what is to be said of it."""
+    options = {"force_scope": request.force_scope, "memory_limit": request.memory_limit, "noise": request.noise}
+    result = model(case, progress=view, **options, keep_regions=request.save_regions)
+    view(Event(stage="writing", done=0, total=1, seconds_left=None))
+    if len(request.inputs) > 1:
+        target.parent.mkdir(exist_ok=True)
+    result.save(target, overwrite=request.overwrite)
+    view.pause()
+    if request.verbose:
+        for stage, seconds in result.manifest["seconds"].items():
+            tell(f"{stage}: {duration_text(seconds)}")
+        tell(f"peak memory: {size_text(result.manifest['peak_memory_bytes'])}")
+    return {"input": case.record.name, "reason": reason, **_answer(result, target, quiet=request.json)}
+
+
+def plan(model: PictureSegmentation, case: PictureCase, target: Path, reason: str, request: Request) -> dict[str, Any]:
+    """What a run would take."""
+    found = model.plan(case)
+    if not request.json:
+        print_line(f"would run on {case.record.name} with {model.recipe.name}")
+        print_line(f"  size      {found.grid[0]} x {found.grid[1]} pixels as the network sees it")
+        print_line(f"  tiles     {found.tiles}")
+        print_line(f"  memory    {size_text(found.peak_bytes)} at most")
+        print_line(f"  time      about {duration_text(found.seconds)} on {model.device} with {model.engine}")
+        print_line(f"  output    {target}")
+    return {
+        "input": case.record.name,
+        "model": model.recipe.name,
+        "reason": reason,
+        "output": str(target),
+        "grid": list(found.grid[:2]),
+        "tiles": found.tiles,
+        "peak_memory_bytes": found.peak_bytes,
+        "expected_seconds": found.seconds,
+        "device": str(model.device),
+        "engine": model.engine,
+    }
+
+
+def _answer(result: PictureResult, target: Path, *, quiet: bool) -> dict[str, Any]:
+    """Print a saved result, and give it as plain data."""
+    if not quiet:
+        for warning in result.warnings:
+            tell(f"warning: {warning}")
+        rows = [(figure.label, figure.name, figure.number, figure.unit) for figure in result.figures]
+        print_table(("label", "figure", "value", ""), rows, numeric=("value",))
+        print_line(f"labels    {target / result.main_file}")
+        print_line(f"overlay   {target / 'overlay.png'}")
+        print_line(f"picture   {target / 'preview.png'}")
+        print_line(f"figures   {target / 'statistics.csv'}")
+    return {
+        "model": result.recipe.name,
+        "output": str(target),
+        "warnings": list(result.warnings),
+        "labels": str(target / result.main_file),
+        "figures": [{"label": f.label, "name": f.name, "value": f.value, "unit": f.unit} for f in result.figures],
+    }
+
+
+def describe(path: Path, *, json: bool) -> int:
+    """Print what a picture is; returns the exit code, that of a refusal where `medseg infer` would refuse the file."""
+    try:
+        picture = read_picture(path)
+    except InputRefused as refusal:
+        if json:
+            print_json({"name": path.name, "kind": "picture", "readable": False, "problem": str(refusal)})
+        else:
+            print_line(path.name)
+            print_line(f"  error        {refusal}")
+        return InputRefused.exit_code
+    model, why = _model(picture)
+    height, width = picture.size
+    source, spacing = picture.source, picture.spacing
+    content = {
+        "name": path.name,
+        "kind": "picture",
+        "readable": True,
+        "format": source.format if source else None,
+        "values": source.mode if source else None,
+        "width": width,
+        "height": height,
+        "turned": bool(source and source.turned),
+        "spacing_mm": None if spacing is None else list(spacing),
+        "model": model,
+        "notes": list(picture.notes),
+    }
+    if json:
+        print_json(content)
+        return 0
+    print_line(path.name)
+    rows = {
+        "format": f"{content['format']}, {content['values']}",
+        "size": f"{width} x {height} pixels" + ", turned as the file says" * content["turned"],
+        "spacing": "not stated" if spacing is None else f"{spacing[1]:.4g} x {spacing[0]:.4g} mm",
+        "model": why,
+    }
+    for key, value in rows.items():
+        print_line(f"  {key:<12} {value}")
+    for note in picture.notes:
+        print_line(f"  {'note':<12} {note}")
+    return 0
+
+
+def _model(picture: Any) -> tuple[str | None, str]:
+    try:
+        choice = choose_picture_model(picture)
+    except InputRefused as refusal:
+        return None, f"none: {refusal}"
+    return choice.name, f"{choice.name}: {choice.reason}"
