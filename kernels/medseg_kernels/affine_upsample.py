@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, tl, triton, uses_triton
 
 _BLOCK = 256  # pixels of one plane per program
 
@@ -185,6 +185,7 @@ def _neighbours(coarse: int, fine: int, like: Tensor) -> tuple[Tensor, Tensor, T
     return first, (first + 1).clamp(max=coarse - 1), ((at - first * reach).double() / reach).to(like.dtype)
 
 
+@scripted_as(affine_upsample_reference)
 def affine_upsample(line: Tensor, x: Tensor) -> Tensor:
     """Enlarge slope and offset to the size of `x` and apply them to it.
 

@@ -19,15 +19,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import is_deterministic, is_recorded, kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import (
+    is_deterministic,
+    is_recorded,
+    kernel_types,
+    launch_options,
+    scripted_as,
+    tl,
+    triton,
+    uses_triton,
+)
 
 _BLOCK = 16  # queries per program: 16 x 64 channels keep four corner loads in flight
 
 
 def deform_sample_reference(
-    value: Tensor, spatial_shapes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+    value: Tensor,
+    spatial_shapes: list[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+    deterministic: bool | None = None,
 ) -> Tensor:
-    """What `deform_sample` must equal: one `grid_sample` per level; plain PyTorch, any device, any dtype."""
+    """What `deform_sample` must equal: one `grid_sample` per level; plain PyTorch, any device, any dtype.
+
+    `deterministic` is there because a recorded model may give it; bits are as PyTorch's `grid_sample` has them.
+    """
     batch, _, heads, width = value.shape
     queries, points = locations.shape[1], locations.shape[4]
     grid = (2 * locations - 1).to(value.dtype).permute(0, 2, 3, 1, 4, 5)  # (B, h, L, Q, P, 2)
@@ -261,6 +277,7 @@ def _sample_plain(value: Tensor, sizes: Sequence[tuple[int, int]], locations: Te
     return F.embedding_bag(index, rows, per_sample_weights=share, mode="sum").view(batch, queries, heads * width)
 
 
+@scripted_as(deform_sample_reference)
 def deform_sample(
     value: Tensor,
     spatial_shapes: list[tuple[int, int]],
@@ -285,9 +302,7 @@ def deform_sample(
     Raises:
         ValueError: The levels do not hold S pixels, or locations and weights do not fit each other.
     """
-    pixels = 0
-    for rows, columns in spatial_shapes:  # a loop, since TorchScript knows no generator of two
-        pixels += rows * columns
+    pixels = sum(rows * columns for rows, columns in spatial_shapes)
     if pixels != value.shape[1]:
         raise ValueError(f"spatial_shapes must hold {value.shape[1]} pixels like value, got {spatial_shapes}")
     if locations.shape[:-1] != weights.shape or locations.shape[3] != len(spatial_shapes):
@@ -295,10 +310,9 @@ def deform_sample(
             f"locations must be (B, Q, h, {len(spatial_shapes)}, P, 2) and weights the same without the 2, "
             f"got {list(locations.shape)} and {list(weights.shape)}"
         )
-    # TorchScript skips what `is_scripting` guards, but only where it stands in the function itself.
-    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
-        return _choose(value, spatial_shapes, locations, weights, deterministic)
-    return deform_sample_reference(value, spatial_shapes, locations, weights)
+    if is_recorded():
+        return deform_sample_reference(value, spatial_shapes, locations, weights)
+    return _choose(value, spatial_shapes, locations, weights, deterministic)
 
 
 def _choose(
@@ -308,7 +322,7 @@ def _choose(
     weights: Tensor,
     deterministic: bool | None,
 ) -> Tensor:
-    """The kernels where they can run, else the CPU path; what a scripted model need not compile."""
+    """The kernels where they can run, else the CPU path."""
     if uses_triton(value, locations, weights):
         fixed = is_deterministic() if deterministic is None else deterministic
         sizes = [side for shape in spatial_shapes for side in shape]

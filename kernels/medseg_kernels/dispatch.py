@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ else:
 
     constant = tl.constexpr
 
+Op = TypeVar("Op", bound=Callable[..., Any])
+
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 """Whether kernels run in triton's interpreter. Fixed here because `triton.jit` fixes it when a kernel is defined."""
 
@@ -55,6 +57,20 @@ INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)
 def is_recorded() -> bool:
     """Say whether a model is being scripted or traced: ops then must be plain PyTorch, to load without this package."""
     return torch.jit.is_scripting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+
+
+def scripted_as(reference: Callable[..., Any]) -> Callable[[Op], Op]:
+    """Let TorchScript compile `reference`, which takes the same arguments, wherever a model calls the op.
+
+    TorchScript knows neither keyword-only arguments nor registered ops of a package that is not there when a model is
+    loaded; with this, ops need not care.
+    """
+
+    def mark(op: Op) -> Op:
+        op.__prepare_scriptable__ = lambda: reference  # pyright: ignore[reportFunctionMemberAccess] torch's own hook
+        return op
+
+    return mark
 
 
 def uses_triton(*tensors: Tensor | None) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg_kernels.affine_upsample import Enlargement, affine_upsample, affine_upsample_reference
-from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, triton, uses_triton
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, triton, uses_triton
 from medseg_kernels.guided_filter_kernels import (
     box_kernel,
     coefficients_kernel,
@@ -194,6 +194,7 @@ def _guided_filter_plain(
     return torch.cat(outs, dim=1)
 
 
+@scripted_as(box_sum_reference)
 def box_sum(x: Tensor, radius: int) -> Tensor:
     """Sum each window of side 2 `radius` + 1 over the part of it that lies inside the map.
 
@@ -204,9 +205,9 @@ def box_sum(x: Tensor, radius: int) -> Tensor:
     Returns:
         (B, C, h, w) in the dtype of `x`, summed in float32 at least.
     """
-    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
-        return _choose_box_sum(x, radius)
-    return box_sum_reference(x, radius)
+    if is_recorded():
+        return box_sum_reference(x, radius)
+    return _choose_box_sum(x, radius)
 
 
 def _choose_box_sum(x: Tensor, radius: int) -> Tensor:
@@ -216,6 +217,7 @@ def _choose_box_sum(x: Tensor, radius: int) -> Tensor:
     return _box(F.pad(wide, [radius] * 4), radius).to(x.dtype)
 
 
+@scripted_as(guided_filter_reference)
 def guided_filter(
     low_x: Tensor,
     low_y: Tensor,
@@ -244,16 +246,15 @@ def guided_filter(
         ValueError: The shapes do not fit, or a window would span the whole coarse map.
     """
     _check(low_x, low_y, high_x, attention, radius)
-    # TorchScript skips what `is_scripting` guards, but only where it stands in the function itself.
-    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
-        return _choose(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
-    return guided_filter_reference(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
+    if is_recorded():
+        return guided_filter_reference(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
+    return _choose(low_x, low_y, high_x, attention, radius, eps, batch_coupled)
 
 
 def _choose(
     low_x: Tensor, low_y: Tensor, high_x: Tensor, attention: Tensor, radius: int, eps: float, batch_coupled: bool
 ) -> Tensor:
-    """The kernels where they can run, else the CPU path; what a scripted model need not compile."""
+    """The kernels where they can run, else the CPU path."""
     wide = torch.float64 if low_y.dtype == torch.float64 else torch.float32
     a = _weight(attention.to(wide))
     total = a.double().sum([1, 2, 3])  # a float32 sum over a large map would lose digits that q needs

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, tl, triton, uses_triton
+from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, tl, triton, uses_triton
 
 _CHUNK = 2**20  # voxels that the CPU path takes at a time: 4 MB, and as much for what lies between the axes
 _BLOCK = 512  # cells of the half-size grid per program: 8 loads and 8 stores each, enough to keep the memory busy
@@ -216,6 +216,7 @@ _haar3d_op.register_autograd(lambda ctx, grad: _ihaar3d_op(grad))
 _ihaar3d_op.register_autograd(lambda ctx, grad: _haar3d_op(grad))
 
 
+@scripted_as(haar3d_reference)
 def haar3d(x: Tensor) -> Tensor:
     """Transform a volume to its eight Haar bands at half the size.
 
@@ -235,6 +236,7 @@ def haar3d(x: Tensor) -> Tensor:
     return _haar3d_op(x)
 
 
+@scripted_as(ihaar3d_reference)
 def ihaar3d(y: Tensor) -> Tensor:
     """Rebuild a volume from its eight Haar bands; the exact inverse and the adjoint of `haar3d`.
 

@@ -5,17 +5,13 @@ is a place in that order; `rows` says which row of the tensor lies there. Region
 banks are all layouts, so one kernel serves them. S segments, Lq and Lk slots, Nq and Nk rows.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentLayout:
+class SegmentLayout(NamedTuple):
     """Ragged segments of queries and keys.
 
     Segments follow one another in both orders, each possibly empty. Building one asks the device nothing, so it can be
@@ -41,23 +37,17 @@ class SegmentLayout:
     k_start: Tensor
     grid: tuple[int, int] | None = None
 
-    def to(self, device: torch.device | str) -> SegmentLayout:
+    def to(self, device: torch.device | str) -> "SegmentLayout":
         """The same layout with its tables on another device."""
-        rows = [None if rows is None else rows.to(device) for rows in (self.q_rows, self.k_rows)]
-        return SegmentLayout(
-            q_rows=rows[0],
-            q_segment=self.q_segment.to(device),
-            q_start=self.q_start.to(device),
-            k_rows=rows[1],
-            k_segment=self.k_segment.to(device),
-            k_start=self.k_start.to(device),
-            grid=self.grid,
-        )
+        return self._replace(**{name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)})
 
 
 def padded_width(grid: tuple[int, int]) -> int:
     """Key slots per grid row: the width, rounded up to a power of two that a tensor core can take (at least 16)."""
-    return max(16, 1 << (grid[1] - 1).bit_length())
+    width = 16
+    while width < grid[1]:
+        width *= 2
+    return width
 
 
 def key_block(grid: tuple[int, int]) -> int:
@@ -79,11 +69,11 @@ def layout_from_labels(labels: Tensor) -> SegmentLayout:
         ValueError: `labels` has no batch axis.
     """
     if labels.ndim < 2:
-        raise ValueError(f"labels must be (B, H, W) or (B, N), got {tuple(labels.shape)}")
+        raise ValueError(f"labels must be (B, H, W) or (B, N), got {list(labels.shape)}")
     flat = labels.flatten(1)
     count, device = flat.numel(), flat.device
     values, order = flat.sort(dim=1, stable=True)
-    order = (order + torch.arange(len(flat), device=device)[:, None] * flat.shape[1]).flatten()
+    order = (order + torch.arange(flat.shape[0], device=device)[:, None] * flat.shape[1]).flatten()
     starts = torch.ones_like(values, dtype=torch.bool)
     starts[:, 1:] = values[:, 1:] != values[:, :-1]
     region = starts.flatten().cumsum(0) - 1  # numbered by image, then by label
@@ -96,7 +86,7 @@ def layout_from_labels(labels: Tensor) -> SegmentLayout:
     return SegmentLayout(q_rows=rows, q_segment=segment, q_start=start, k_rows=rows, k_segment=segment, k_start=start)
 
 
-def layout_dense(batch: int, queries: int, keys: int, *, device: torch.device | str = "cpu") -> SegmentLayout:
+def layout_dense(batch: int, queries: int, keys: int, device: torch.device | None = None) -> SegmentLayout:
     """One segment per image: plain attention of `queries` rows to `keys` rows each."""
     image = torch.arange(batch, dtype=torch.int32, device=device)
     ends = torch.arange(batch + 1, dtype=torch.int32, device=device)
@@ -110,7 +100,7 @@ def layout_dense(batch: int, queries: int, keys: int, *, device: torch.device | 
     )
 
 
-def layout_windows(q_rows: Tensor, k_rows: Tensor, *, grid: tuple[int, int] | None = None) -> SegmentLayout:
+def layout_windows(q_rows: Tensor, k_rows: Tensor, grid: tuple[int, int] | None = None) -> SegmentLayout:
     """One segment per window, from a table of rows per window.
 
     Args:
@@ -141,11 +131,11 @@ def layout_windows(q_rows: Tensor, k_rows: Tensor, *, grid: tuple[int, int] | No
 
 def _in_padded_rows(k_rows: Tensor, grid: tuple[int, int]) -> Tensor:
     """(windows, KH * KW) to (windows, slots): grid rows of `padded_width` slots, then up to whole key blocks."""
-    if prod(grid) != k_rows.shape[1]:
+    if grid[0] * grid[1] != k_rows.shape[1]:
         raise ValueError(f"grid must hold {k_rows.shape[1]} keys per window, got {grid}")
     width, block = padded_width(grid), key_block(grid)
-    wide = torch.nn.functional.pad(k_rows.unflatten(1, grid), (0, width - grid[1]), value=-1).flatten(1)
-    return torch.nn.functional.pad(wide, (0, -wide.shape[1] % block), value=-1)
+    wide = torch.nn.functional.pad(k_rows.unflatten(1, grid), (0, width - grid[1]), value=-1.0).flatten(1)
+    return torch.nn.functional.pad(wide, (0, -wide.shape[1] % block), value=-1.0)
 
 
 def _starts(sizes: Tensor) -> Tensor:

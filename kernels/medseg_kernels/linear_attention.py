@@ -26,6 +26,7 @@ from medseg_kernels.dispatch import (
     kernel_types,
     launch_options,
     outside_autocast,
+    scripted_as,
     triton,
     uses_triton,
 )
@@ -203,6 +204,7 @@ def _backward(ctx: Any, grad: Tensor, of_state: Tensor) -> tuple[Tensor | None, 
 _attend.register_autograd(_backward, setup_context=_save)
 
 
+@scripted_as(linear_attention_reference)
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -239,10 +241,9 @@ def linear_attention(
             raise ValueError(f"{name} must be {list(q.shape)} like q, got {list(x.shape)}")
     if rope is not None and list(rope.shape) != [q.shape[1], channels // 2, 2]:
         raise ValueError(f"rope must be {[q.shape[1], channels // 2, 2]}, got {list(rope.shape)}")
-    # TorchScript skips what `is_scripting` guards, but only where it stands in the function itself.
-    if not torch.jit.is_scripting() and not is_recorded():  # pyright: ignore[reportPrivateImportUsage] torch's stubs
-        return _choose(q, k, v, num_heads, rope, add, gate, eps)
-    return linear_attention_reference(q, k, v, num_heads, rope, add, gate, eps)
+    if is_recorded():
+        return linear_attention_reference(q, k, v, num_heads, rope, add, gate, eps)
+    return _choose(q, k, v, num_heads, rope, add, gate, eps)
 
 
 def _choose(
@@ -255,7 +256,7 @@ def _choose(
     gate: Tensor | None,
     eps: float,
 ) -> Tensor:
-    """The kernels where they can run, else the CPU path; what a scripted model need not compile."""
+    """The kernels where they can run, else the CPU path."""
     head = q.shape[2] // num_heads
     if uses_triton(q, k, v, rope, add, gate) and head <= _WIDEST and q.shape[2] % 2 == 0 and q.numel():
         return _attend(q, k, v, rope, add, gate, num_heads, eps)[0]

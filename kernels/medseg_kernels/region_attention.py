@@ -9,19 +9,23 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medseg_kernels.dispatch import is_recorded
+from medseg_kernels.dispatch import is_recorded, scripted_as
 from medseg_kernels.layout import SegmentLayout, layout_from_labels
-from medseg_kernels.softmax_attention import segment_attention
+from medseg_kernels.softmax_attention import segment_attention, segment_attention_reference
 
 
-def region_attention_reference(q: Tensor, k: Tensor, v: Tensor, labels: Tensor, *, scale: float) -> Tensor:
+def region_attention_reference(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | SegmentLayout, scale: float) -> Tensor:
     """What the op must equal: dense attention with a mask; any device, any dtype, memory B h N^2."""
-    flat = labels.flatten(1)
-    same = flat[:, None, :, None] == flat[:, None, None, :]  # (B, 1, N, N)
+    if not isinstance(labels, Tensor):
+        flat = segment_attention_reference(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), labels, scale)
+        return flat.unflatten(0, [q.shape[0], q.shape[1]])
+    region = labels.flatten(1)
+    same = region[:, None, :, None] == region[:, None, None, :]  # (B, 1, N, N)
     logits = q.transpose(1, 2) @ k.transpose(1, 2).mT * scale
     return (logits.masked_fill(~same, float("-inf")).softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
 
 
+@scripted_as(region_attention_reference)
 def region_attention(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | SegmentLayout, *, scale: float) -> Tensor:
     """Let every token attend to the tokens of its own region.
 
@@ -44,7 +48,7 @@ def region_attention(q: Tensor, k: Tensor, v: Tensor, labels: Tensor | SegmentLa
     if named != batch * tokens:
         raise ValueError(f"labels must name all {batch} x {tokens} tokens, got {named}")
     if isinstance(labels, Tensor) and is_recorded():
-        return region_attention_reference(q, k, v, labels, scale=scale)
+        return region_attention_reference(q, k, v, labels, scale)
     layout = layout_from_labels(labels) if isinstance(labels, Tensor) else labels
     out = segment_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), layout, scale=scale)
     return out.unflatten(0, (batch, tokens))

@@ -12,14 +12,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg_kernels.chunks import chunked_attention
-from medseg_kernels.dispatch import autocast_together, is_recorded, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, scripted_as, uses_triton
 from medseg_kernels.layout import layout_windows
-from medseg_kernels.softmax_attention import segment_attention
-from medseg_kernels.window_attention import Windows, with_pad_rows
+from medseg_kernels.softmax_attention import default_scale, segment_attention
+from medseg_kernels.windows import (
+    Windows,
+    cut_windows,
+    gather_windows,
+    is_full,
+    join_windows,
+    square_windows,
+    window_rows,
+    with_pad_rows,
+)
 
 
 def relative_position(
-    q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, *, window: int | None = None
+    q: Tensor, rel_pos_h: Tensor, rel_pos_w: Tensor, window: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Give the bias of each query per key row and per key column.
 
@@ -33,8 +42,8 @@ def relative_position(
         (B, H, W, h, KH) and (B, H, W, h, KW).
     """
     height, width = q.shape[1:3]
-    down = _by_offset(rel_pos_h.to(q.dtype), height, window or height)
-    across = _by_offset(rel_pos_w.to(q.dtype), width, window or width)
+    down = _by_offset(rel_pos_h.to(q.dtype), height, height if window is None else window)
+    across = _by_offset(rel_pos_w.to(q.dtype), width, width if window is None else window)
     return torch.einsum("byxhd,ykd->byxhk", q, down), torch.einsum("byxhd,xkd->byxhk", q, across)
 
 
@@ -52,22 +61,22 @@ def relative_attention_reference(
     v: Tensor,
     rel_pos_h: Tensor,
     rel_pos_w: Tensor,
-    *,
     window: int | None = None,
     pad_k: Tensor | None = None,
     pad_v: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """What the op must equal: the published formula with its N x N bias; any device, any dtype."""
-    grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window=window))
-    cut = _windows(q, window)
-    queries, keys, values, rel_h, rel_w = (cut.cut(x) for x in grids)
-    keys, values = _filled(keys, cut, len(q), pad_k), _filled(values, cut, len(q), pad_v)
-    logits = (queries * _scale(q, scale)) @ keys.mT
-    logits = logits.unflatten(3, (rel_h.shape[3], rel_w.shape[3])) + rel_h[..., None] + rel_w[..., None, :]
-    return cut.join(logits.flatten(3).softmax(-1).to(v.dtype) @ values, len(q))
+    cut = square_windows(list(q.shape[1:3]), window)
+    rel_h, rel_w = relative_position(q, rel_pos_h, rel_pos_w, window)
+    logits = (cut_windows(q, cut) * default_scale(q, scale)) @ cut_windows(k, cut, pad_k).mT
+    logits = logits.unflatten(3, [rel_h.shape[4], rel_w.shape[4]])
+    logits = logits + cut_windows(rel_h, cut)[..., None] + cut_windows(rel_w, cut)[..., None, :]
+    values = cut_windows(v, cut, pad_v)
+    return join_windows(logits.flatten(3).softmax(-1).to(v.dtype) @ values, cut, len(q))
 
 
+@scripted_as(relative_attention_reference)
 def relative_attention(
     q: Tensor,
     k: Tensor,
@@ -101,36 +110,19 @@ def relative_attention(
         ValueError: M does not divide the grid and `pad_k` or `pad_v` is missing.
     """
     q, k, v = autocast_together(q, k, v)
-    cut = _windows(q, window)
-    if (pad_k is None or pad_v is None) and cut.real(1, q.device) is not None:
+    cut = square_windows(list(q.shape[1:3]), window)
+    if (pad_k is None or pad_v is None) and not is_full(cut):
         raise ValueError(f"pad_k and pad_v must be given: window {window} does not divide the grid {cut.grid}")
     if uses_triton(q, k, v, rel_pos_h, rel_pos_w):
         return _through_the_core(q, k, v, (rel_pos_h, rel_pos_w), cut, window=window, pad=(pad_k, pad_v), scale=scale)
     if is_recorded() or q.device.type != "cpu":
-        options = {"window": window, "pad_k": pad_k, "pad_v": pad_v, "scale": scale}
-        return relative_attention_reference(q, k, v, rel_pos_h, rel_pos_w, **options)
-    grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window=window))
+        return relative_attention_reference(q, k, v, rel_pos_h, rel_pos_w, window, pad_k, pad_v, scale)
+    grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window))
     if window is None:
         parts = [x.flatten(1, 2).transpose(1, 2) for x in grids]
     else:
-        parts = [cut.take(x, pad) for x, pad in zip(grids, (None, pad_k, pad_v, None, None), strict=True)]
-    return cut.join(chunked_attention(*parts, _scale(q, scale)), len(q))
-
-
-def _windows(q: Tensor, window: int | None) -> Windows:
-    grid = tuple(q.shape[1:3])
-    side = grid if window is None else (window, window)
-    return Windows(grid, side, (0, 0), [-(-size // n) for size, n in zip(grid, side, strict=True)])
-
-
-def _filled(x: Tensor, cut: Windows, batch: int, pad: Tensor | None) -> Tensor:
-    """(B * windows, h, tokens, D) with `pad`, (h, D), in the places outside the grid."""
-    real = None if pad is None else cut.real(batch, x.device)
-    return x if real is None or pad is None else torch.where(real[:, None, :, None], x, pad.to(x.dtype)[:, None, :])
-
-
-def _scale(q: Tensor, scale: float | None) -> float:
-    return q.shape[-1] ** -0.5 if scale is None else float(scale)
+        parts = [gather_windows(x, cut, pad) for x, pad in zip(grids, (None, pad_k, pad_v, None, None), strict=True)]
+    return join_windows(chunked_attention(*parts, default_scale(q, scale)), cut, len(q))
 
 
 def _through_the_core(
@@ -145,8 +137,8 @@ def _through_the_core(
     scale: float | None,
 ) -> Tensor:
     """The Triton path: one segment per window or image, rows read where they lie."""
-    rel_h, rel_w = (x.flatten(0, 2) for x in relative_position(q, *tables, window=window))
-    q_rows = cut.rows(len(q), q.device)
+    rel_h, rel_w = (x.flatten(0, 2) for x in relative_position(q, *tables, window))
+    q_rows = window_rows(cut, len(q), q.device)
     k_rows, flat_k, flat_v = q_rows, k.flatten(0, 2), v.flatten(0, 2)
     if pad[0] is not None and pad[1] is not None:
         k_rows, flat_k, flat_v = with_pad_rows(q_rows, flat_k, flat_v, pad[0], pad[1])

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg_kernels.chunks import chunked_attention
-from medseg_kernels.dispatch import autocast_together, is_recorded, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, scripted_as, uses_triton
 from medseg_kernels.layout import layout_dense
-from medseg_kernels.softmax_attention import segment_attention
+from medseg_kernels.softmax_attention import default_scale, segment_attention
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, unrotated: int = 0) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, unrotated: int = 0) -> Tensor:
     """Turn each channel pair (0, 1), (2, 3), ... by the angle of its token's place.
 
     Args:
@@ -40,7 +40,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, unrotated: int = 0) -> Tensor
     if placed % len(cos):
         raise ValueError(f"{placed} tokens with a place must be whole frames of {len(cos)}")
     exact = torch.promote_types(x.dtype, torch.float32)
-    pairs = x[:, :placed].to(exact).unflatten(1, (-1, len(cos))).unflatten(4, (-1, 2))  # (B, frames, N, h, D / 2, 2)
+    pairs = x[:, :placed].to(exact).unflatten(1, [-1, len(cos)]).unflatten(4, [-1, 2])  # (B, frames, N, h, D / 2, 2)
     a, b = pairs.unbind(5)
     c, s = cos.to(exact)[:, None], sin.to(exact)[:, None]
     turned = torch.stack((a * c - b * s, a * s + b * c), 5).flatten(4).flatten(1, 2).to(x.dtype)
@@ -53,7 +53,6 @@ def rope_attention_reference(
     v: Tensor,
     cos: Tensor,
     sin: Tensor,
-    *,
     unrotated: int = 0,
     v_weight: Tensor | None = None,
     v_bias: Tensor | None = None,
@@ -62,11 +61,12 @@ def rope_attention_reference(
     """What the op must equal: turn, project the values, dense softmax; any device, any dtype."""
     if v_weight is not None:
         v = _projected(v[:, :, None].expand(-1, -1, q.shape[2], -1), v_weight, v_bias)
-    q, k = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin, unrotated=unrotated).transpose(1, 2)
-    logits = q @ k.mT * (q.shape[3] ** -0.5 if scale is None else scale)
+    q, k = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin, unrotated).transpose(1, 2)
+    logits = q @ k.mT * default_scale(q, scale)
     return (logits.softmax(-1).to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
 
 
+@scripted_as(rope_attention_reference)
 def rope_attention(
     q: Tensor,
     k: Tensor,
@@ -98,13 +98,12 @@ def rope_attention(
     Raises:
         ValueError: Tokens with a place are no whole number of frames.
     """
-    options = {"unrotated": unrotated, "v_weight": v_weight, "v_bias": v_bias, "scale": scale}
     if is_recorded():
-        return rope_attention_reference(q, k, v, cos, sin, **options)
+        return rope_attention_reference(q, k, v, cos, sin, unrotated, v_weight, v_bias, scale)
     q, k, v = autocast_together(q, k, v)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin, unrotated=unrotated)
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin, unrotated)
     values = v if v_weight is None else v[:, :, None].expand(-1, -1, q.shape[2], -1)
-    out = _attend(q, k, values, q.shape[3] ** -0.5 if scale is None else float(scale))
+    out = _attend(q, k, values, default_scale(q, scale))
     return out if v_weight is None else _projected(out, v_weight, v_bias)
 
 

@@ -15,9 +15,43 @@ import torch
 from torch import Tensor
 
 from medseg_kernels.buckets import Bucket, attend, attend_backward, buckets
-from medseg_kernels.dispatch import autocast_together, is_recorded, outside_autocast, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, outside_autocast, scripted_as, uses_triton
 from medseg_kernels.layout import SegmentLayout, padded_width
 from medseg_kernels.softmax_launch import launch_backward, launch_forward
+
+
+def segment_attention_with_lse_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: SegmentLayout,
+    scale: float | None = None,
+    rel_h: Tensor | None = None,
+    rel_w: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What the op must equal: one segment after the other, logits written out; output and log-sum."""
+    out = torch.zeros([q.shape[0], q.shape[1], v.shape[2]], dtype=q.dtype, device=q.device)
+    lse = torch.full([q.shape[0], q.shape[1]], float("-inf"), dtype=q.dtype, device=q.device)
+    q_rows, k_rows = _given(layout.q_rows, layout.q_segment), _given(layout.k_rows, layout.k_segment)
+    grid = layout.grid
+    for segment in range(layout.q_start.shape[0] - 1):
+        at_q = q_rows[int(layout.q_start[segment]) : int(layout.q_start[segment + 1])].long()
+        at_k = k_rows[int(layout.k_start[segment]) : int(layout.k_start[segment + 1])].long()
+        place_q, place_k = (at_q >= 0).nonzero().flatten(), (at_k >= 0).nonzero().flatten()
+        at_q, at_k = at_q[place_q], at_k[place_k]
+        if at_q.numel() == 0 or at_k.numel() == 0:
+            continue
+        logits = torch.einsum("ihd,jhd->hij", q[at_q], k[at_k]) * default_scale(q, scale)
+        if rel_h is not None and rel_w is not None and grid is not None:
+            width = padded_width(grid)
+            logits = logits + rel_h[at_q].transpose(0, 1)[:, :, place_k // width]
+            logits = logits + rel_w[at_q].transpose(0, 1)[:, :, place_k % width]
+        if bias is not None:
+            logits = logits + bias[:, place_q[:, None], place_k]
+        out = out.index_copy(0, at_q, torch.einsum("hij,jhd->ihd", logits.softmax(-1).to(v.dtype), v[at_k]))
+        lse = lse.index_copy(0, at_q, logits.logsumexp(-1).T.to(lse.dtype))
+    return out, lse
 
 
 def segment_attention_reference(
@@ -25,37 +59,16 @@ def segment_attention_reference(
     k: Tensor,
     v: Tensor,
     layout: SegmentLayout,
-    *,
     scale: float | None = None,
     rel_h: Tensor | None = None,
     rel_w: Tensor | None = None,
     bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What the op must equal: one segment after the other, logits written out; output and log-sum."""
-    out = q.new_zeros(q.shape[0], q.shape[1], v.shape[2])
-    lse = q.new_full(q.shape[:2], float("-inf"))
-    q_rows = _given(layout.q_rows, layout.q_segment)
-    k_rows = _given(layout.k_rows, layout.k_segment)
-    starts = zip(layout.q_start.tolist(), layout.k_start.tolist(), strict=True)
-    ends = zip(layout.q_start[1:].tolist(), layout.k_start[1:].tolist(), strict=True)
-    for (q_begin, k_begin), (q_end, k_end) in zip(starts, ends, strict=False):
-        at_q, at_k = q_rows[q_begin:q_end].long(), k_rows[k_begin:k_end].long()
-        place_q, place_k = (at_q >= 0).nonzero().flatten(), (at_k >= 0).nonzero().flatten()
-        at_q, at_k = at_q[place_q], at_k[place_k]
-        if not len(at_q) or not len(at_k):
-            continue
-        logits = torch.einsum("ihd,jhd->hij", q[at_q], k[at_k]) * _scale(q, scale)
-        if rel_h is not None and rel_w is not None and layout.grid is not None:
-            width = padded_width(layout.grid)
-            logits = logits + rel_h[at_q].transpose(0, 1)[:, :, place_k // width]
-            logits = logits + rel_w[at_q].transpose(0, 1)[:, :, place_k % width]
-        if bias is not None:
-            logits = logits + bias[:, place_q[:, None], place_k]
-        out = out.index_put((at_q,), torch.einsum("hij,jhd->ihd", logits.softmax(-1).to(v.dtype), v[at_k]))
-        lse = lse.index_put((at_q,), logits.logsumexp(-1).T.to(lse.dtype))
-    return out, lse
+) -> Tensor:
+    """The output of `segment_attention_with_lse_reference` alone."""
+    return segment_attention_with_lse_reference(q, k, v, layout, scale, rel_h, rel_w, bias)[0]
 
 
+@scripted_as(segment_attention_reference)
 def segment_attention(
     q: Tensor,
     k: Tensor,
@@ -111,9 +124,9 @@ def segment_attention_with_lse(
         q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
         added = (None if x is None else x.contiguous() for x in (rel_h, rel_w, bias))
         tables = (layout.q_rows, layout.q_segment, layout.q_start, layout.k_rows, layout.k_segment, layout.k_start)
-        out, sums = _segment_attention(q, k, v, *tables, *added, _scale(q, scale), list(layout.grid or ()))
+        out, sums = _segment_attention(q, k, v, *tables, *added, default_scale(q, scale), list(layout.grid or ()))
         return out, sums[0] + sums[1].log()
-    out, lse = segment_attention_reference(q, k, v, layout, scale=scale, rel_h=rel_h, rel_w=rel_w, bias=bias)
+    out, lse = segment_attention_with_lse_reference(q, k, v, layout, scale, rel_h, rel_w, bias)
     return out, lse.detach()
 
 
@@ -223,10 +236,11 @@ def _buckets(layout: SegmentLayout) -> list[Bucket]:
 
 def _given(rows: Tensor | None, segment: Tensor) -> Tensor:
     """Row of each slot, also where the layout leaves it to the slot's own number."""
-    return torch.arange(len(segment), device=segment.device) if rows is None else rows
+    return torch.arange(segment.shape[0], device=segment.device) if rows is None else rows
 
 
-def _scale(q: Tensor, scale: float | None) -> float:
+def default_scale(q: Tensor, scale: float | None) -> float:
+    """`scale`, or one over the root of the head width where it is not given."""
     return q.shape[-1] ** -0.5 if scale is None else float(scale)
 
 

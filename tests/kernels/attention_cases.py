@@ -83,6 +83,12 @@ def window_case(name: str, dtype: torch.dtype) -> Case:
         "anisotropic": ((3, 6, 10), (3, 3, 5), (2, 2, 2), {}),
         "window larger than the map": ((3, 2), (3, 2), (4, 4), {"scale": 0.5}),
         "live pads": ((7, 5), (7, 5), (4, 4), {"pad_k": random(2, 24), "pad_v": random(2, 20)}),
+        "live pads, shifted, bias": (
+            (7, 6),
+            (7, 3),
+            (4, 2),
+            {"pad_k": random(2, 24), "pad_v": random(2, 20), "bias": random(2, 16, 8), "shift": True},
+        ),
         "pooled queries": (
             (5, 7),
             (10, 14),
@@ -98,7 +104,8 @@ def window_case(name: str, dtype: torch.dtype) -> Case:
 
 
 WINDOWS = ["paired with bias", "does not divide, shifted, bias", "3d shifted", "anisotropic"]
-WINDOWS += ["window larger than the map", "live pads", "pooled queries"]
+WINDOWS += ["window larger than the map", "live pads"]
+WINDOWS += ["live pads, shifted, bias", "pooled queries"]
 
 
 def relative_case(name: str, dtype: torch.dtype) -> Case:

@@ -38,11 +38,6 @@ def to(device: str, x: object) -> object:
     return x.to(device) if hasattr(x, "to") else x
 
 
-def segment_reference(q: Tensor, k: Tensor, v: Tensor, layout, **options) -> Tensor:
-    """Output alone of the reference."""
-    return segment_attention_reference(q, k, v, layout, **options)[0]
-
-
 class SegmentChecks:
     """segment_attention on layouts and widths that go wrong first."""
 
@@ -51,18 +46,18 @@ class SegmentChecks:
     def test_layouts(self, name: str, dtype: torch.dtype, device: str) -> None:
         layout = LAYOUTS[name].to(device)
         inputs = qkv(len(layout.q_segment), len(layout.k_segment), 20, 12, dtype=dtype, device=device)
-        assert_matches_reference(segment_attention, segment_reference, [*inputs, layout])
+        assert_matches_reference(segment_attention, segment_attention_reference, [*inputs, layout])
 
     @pytest.mark.parametrize("widths", WIDTHS, ids=str)
     def test_widths(self, widths: tuple[int, int], device: str) -> None:
         layout = ragged([20, 3, 18], [15, 20, 2]).to(device)
         inputs = qkv(41, 37, *widths, device=device)
-        assert_matches_reference(segment_attention, segment_reference, [*inputs, layout])
+        assert_matches_reference(segment_attention, segment_attention_reference, [*inputs, layout])
 
     def test_float16(self, device: str) -> None:
         layout = ragged([20, 3, 18], [15, 20, 2]).to(device)
         inputs = qkv(41, 37, 24, 24, dtype=torch.float16, device=device)
-        assert_matches_reference(segment_attention, segment_reference, [*inputs, layout])
+        assert_matches_reference(segment_attention, segment_attention_reference, [*inputs, layout])
 
     @pytest.mark.parametrize("size", [0.0, 60.0], ids=["equal logits", "logits to 500"])
     def test_extreme_logits(self, size: float, device: str) -> None:
@@ -72,7 +67,7 @@ class SegmentChecks:
         # its probability, and so of everything made of it, in whatever order the sums are taken.
         largest = float((size * q.transpose(0, 1) @ k.permute(1, 2, 0)).abs().max()) * 16**-0.5
         rounding = torch.finfo(q.dtype).eps / 2 * largest
-        for each in deviations(segment_attention, segment_reference, [q * size, k, v, layout]):
+        for each in deviations(segment_attention, segment_attention_reference, [q * size, k, v, layout]):
             assert each.error <= max(each.bound, rounding * each.scale), str(each)
 
     def test_views_of_a_fused_projection(self, device: str) -> None:
