@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from medseg.errors import UsageError
 from medseg.partition import Intensity, Partitioner, Superpixels
-from medseg_pipelines.recipe import Partition
 
-_KINDS = {"intensity": Intensity, "superpixels": Superpixels}
+_KINDS: dict[str, type[Partitioner]] = {"intensity": Intensity, "superpixels": Superpixels}
 
 
-def partitioner(section: Partition) -> Partitioner:
+def partitioner(kind: str, options: Mapping[str, Any]) -> Partitioner:
     """The partitioner with its options.
 
+    Args:
+        kind: As in the `partition` section of a recipe.
+        options: Of its class, plain data.
+
     Raises:
-        UsageError: It does not know an option, or a value is out of range.
+        UsageError: There is no such partitioner, it does not know an option, or a value is out of range.
     """
+    if kind not in _KINDS:
+        raise UsageError(f"partition must be one of {', '.join(_KINDS)}, got '{kind}'")
     try:
-        return _KINDS[section.kind](**section.options)
+        return _KINDS[kind](**options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"partition '{section.kind}': {error}") from None
+        raise UsageError(f"partition '{kind}': {error}") from None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from medseg.errors import InputRefused, UsageError
 from medseg.networks.rat import RAT, restore
-from medseg.partition import partition
 from medseg.volume import Volume
 from medseg_pipelines.case import Case, hash_volume
 from medseg_pipelines.events import Reporter
@@ -19,9 +18,8 @@ from medseg_pipelines.recipe import RestorationRecipe
 from medseg_pipelines.regions import partitioner
 from medseg_pipelines.restored import Quality, RestoredResult
 from medseg_pipelines.results import Result
-from medseg_pipelines.slices import Scaling, network_input, restored_channels, slice_axis, stacked, unstacked
-
-_SMALLEST = 10  # pixels along both sides of a slice; less holds no block to estimate noise from
+from medseg_pipelines.slice_restoration import SliceStack, find_residual
+from medseg_pipelines.slices import restored_channels, slice_axis, stacked, unstacked
 
 
 class Restoration(Pipeline[RestorationRecipe]):
@@ -30,17 +28,16 @@ class Restoration(Pipeline[RestorationRecipe]):
     def plan(self, case: Case) -> RunPlan:
         """The slices of the case; one batch of them is run to know the time."""
         volume = case.volume
-        axis = slice_axis(volume)
-        stack, _ = self._scaled(volume, axis)
-        batch = list(range(min(self.recipe.slices.batch, stack.shape[2])))
+        stack = SliceStack.of(volume, self.recipe.slices)
+        batch = list(range(min(self.recipe.slices.batch, stack.count)))
         started = monotonic()
-        self._restore_slices(stack, self._regions(stack[:, :, batch], volume, axis), batch, level=None)
-        seconds = (monotonic() - started) * stack.shape[2] / len(batch)
+        self._residual(stack, self._regions(stack, batch), chosen=batch)
+        seconds = (monotonic() - started) * stack.count / len(batch)
         return RunPlan(
             grid=volume.shape,
             spacing=volume.spacing,
-            tiles=stack.shape[2],
-            peak_bytes=self._peak_bytes(volume, axis),
+            tiles=stack.count,
+            peak_bytes=self._peak_bytes(volume, stack.axis),
             seconds=round(seconds, 1),
         )
 
@@ -56,16 +53,16 @@ class Restoration(Pipeline[RestorationRecipe]):
         axis = slice_axis(volume)
         require_memory(self._peak_bytes(volume, axis) + volume.voxels.nbytes, options.memory_limit)
         report.start("preparing")
-        stack, scaling = self._scaled(volume, axis)
+        stack = SliceStack.of(volume, self.recipe.slices)
         if options.regions is None:
-            regions = self._regions(stack, volume, axis)
+            regions = self._regions(stack)
         else:
             regions = stacked(_checked_regions(options.regions, volume), axis)
         report.start("restoring")
-        level = None if options.noise is None else options.noise / scaling.width
-        residual = self._residual(stack, regions, level, report) * np.float32(scaling.width)
+        level = None if options.noise is None else options.noise / stack.scaling.width
+        residual = self._residual(stack, regions, level=level, progress=report.advance)
         report.start("measuring")
-        restored = volume.with_voxels(volume.voxels.astype(np.float32) + unstacked(residual, axis))
+        restored = volume.with_voxels(stack.restored(residual))
         return self._result(
             case, restored, volume.with_voxels(_plain(unstacked(regions, axis))), options, warnings, report
         )
@@ -95,42 +92,32 @@ class Restoration(Pipeline[RestorationRecipe]):
             recipe=self.recipe,
         )
 
-    def _scaled(self, volume: Volume, axis: int) -> tuple[np.ndarray, Scaling]:
-        """The slices as the network sees them, (X, Y, S)."""
-        scaling = Scaling.of(volume.voxels, self.recipe.slices)
-        stack = np.ascontiguousarray(stacked(volume.voxels, axis))
-        if min(stack.shape[:2]) < _SMALLEST:
-            raise InputRefused(
-                f"slices must have {_SMALLEST} voxels along both sides, got {stack.shape[:2]}; crop less"
-            )
-        return np.clip(scaling.apply(stack), *self.recipe.slices.limits), scaling
+    def _regions(self, stack: SliceStack, chosen: list[int] | None = None) -> np.ndarray:
+        """Region ids of all slices or of chosen ones, (X, Y, S)."""
+        section = self.recipe.partition
+        return stack.regions(partitioner(section.kind, section.options), chosen)
 
-    def _regions(self, stack: np.ndarray, volume: Volume, axis: int) -> np.ndarray:
-        spacing = [float(step) for i, step in enumerate(volume.spacing) if i != axis]
-        return partition(
-            stack, partitioner(self.recipe.partition), spacing=(spacing[0], spacing[1], volume.spacing[axis])
-        )
-
-    def _residual(self, stack: np.ndarray, regions: np.ndarray, level: float | None, report: Reporter) -> np.ndarray:
-        """What is added to the slices, batch by batch."""
-        residual = np.empty(stack.shape, np.float32)
-        count = stack.shape[2]
-        for start in range(0, count, self.recipe.slices.batch):
-            chosen = list(range(start, min(start + self.recipe.slices.batch, count)))
-            residual[:, :, chosen] = self._restore_slices(stack, regions[:, :, chosen], chosen, level=level)
-            report.advance(chosen[-1] + 1, count)
-        return residual
-
-    def _restore_slices(
-        self, stack: np.ndarray, regions: np.ndarray, chosen: list[int], *, level: float | None
+    def _residual(
+        self,
+        stack: SliceStack,
+        regions: np.ndarray,
+        *,
+        chosen: list[int] | None = None,
+        level: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
-        """(X, Y, B): restored minus seen, of the chosen slices."""
-        image = network_input(stack, chosen, self.recipe.slices, level).to(self.device)
-        ids = torch.from_numpy(np.ascontiguousarray(np.moveaxis(regions, 2, 0))).long().to(self.device)
-        with torch.inference_mode():
-            restored = restore(cast(RAT, self._predict), image, ids)[:, restored_channels(self.recipe.slices)]
-        found = np.moveaxis(restored[:, 0].float().cpu().numpy(), 0, 2)
-        return np.clip(found, *self.recipe.slices.limits) - stack[:, :, chosen]
+        """See `find_residual`."""
+        slices, network = self.recipe.slices, cast(RAT, self._predict)
+        return find_residual(
+            stack,
+            regions,
+            slices,
+            lambda image, ids: restore(network, image, ids)[:, restored_channels(slices)],
+            chosen=chosen,
+            level=level,
+            device=self.device,
+            progress=progress,
+        )
 
     def _peak_bytes(self, volume: Volume, axis: int) -> int:
         pixels = volume.voxels.size // volume.shape[axis]

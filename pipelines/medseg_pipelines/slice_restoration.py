@@ -1,0 +1,110 @@
+"""A volume restored slice by slice; plain values in, so that it also travels in bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg.errors import InputRefused
+from medseg.partition import Partitioner, partition
+from medseg.volume import Volume
+from medseg_pipelines.slices import Scaling, SliceOptions, network_input, slice_axis, stacked, unstacked
+
+Restore = Callable[[Tensor, Tensor], Tensor]
+"""What the network sees (B, C, X, Y) and region ids (B, X, Y) to restored slices (B, 1, X, Y)."""
+_SMALLEST = 10  # pixels along both sides of a slice; less holds no block to estimate noise from
+
+
+@dataclass(frozen=True, eq=False)
+class SliceStack:
+    """The slices of a volume as a network sees them.
+
+    Attributes:
+        volume: Whose slices these are.
+        axis: The array axis along which they are stacked.
+        scaling: From grey values to units of the network.
+        voxels: (X, Y, S), in those units, cut off at the limits.
+    """
+
+    volume: Volume
+    axis: int
+    scaling: Scaling
+    voxels: np.ndarray
+
+    @classmethod
+    def of(cls, volume: Volume, options: SliceOptions) -> SliceStack:
+        """The slices of a volume.
+
+        Raises:
+            InputRefused: They are too small to estimate noise from.
+        """
+        axis = slice_axis(volume)
+        scaling = Scaling.of(volume.voxels, options)
+        stack = np.ascontiguousarray(stacked(volume.voxels, axis))
+        if min(stack.shape[:2]) < _SMALLEST:
+            raise InputRefused(
+                f"slices must have {_SMALLEST} voxels along both sides, got {stack.shape[:2]}; crop less"
+            )
+        return cls(volume, axis, scaling, np.clip(scaling.apply(stack), *options.limits))
+
+    @property
+    def count(self) -> int:
+        """Number of slices."""
+        return self.voxels.shape[2]
+
+    def regions(self, how: Partitioner, chosen: list[int] | None = None) -> np.ndarray:
+        """Region ids of all slices or of chosen ones, (X, Y, S)."""
+        first, second = (step for axis, step in enumerate(self.volume.spacing) if axis != self.axis)
+        voxels = self.voxels if chosen is None else self.voxels[:, :, chosen]
+        return partition(voxels, how, spacing=(first, second, self.volume.spacing[self.axis]))
+
+    def restored(self, residual: np.ndarray) -> np.ndarray:
+        """The voxels of the volume with a residual from `find_residual` added, float32."""
+        change = residual * np.float32(self.scaling.width)
+        return self.volume.voxels.astype(np.float32) + unstacked(change, self.axis)
+
+
+def find_residual(
+    stack: SliceStack,
+    regions: np.ndarray,
+    options: SliceOptions,
+    restore: Restore,
+    *,
+    chosen: list[int] | None = None,
+    level: float | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """What the network adds to the slices, batch by batch.
+
+    Args:
+        stack: The slices.
+        regions: Region ids of the slices to restore, (X, Y, S) or as many as are chosen.
+        options: Of the recipe.
+        restore: The network; what it gives is cut off at the limits, as its input was.
+        chosen: Indices of the slices to restore; all if not given.
+        level: Noise level in units of the network; None to estimate it around every pixel.
+        device: Where `restore` wants its input.
+        progress: Called with the slices done and all slices; may raise to stop.
+
+    Returns:
+        Restored minus seen, in units of the network, the shape of `regions`, float32.
+    """
+    chosen = list(range(stack.count)) if chosen is None else chosen
+    residual = np.empty(regions.shape, np.float32)
+    for start in range(0, len(chosen), options.batch):
+        part = chosen[start : start + options.batch]
+        place = slice(start, start + len(part))
+        image = network_input(stack.voxels, part, options, level).to(device)
+        ids = torch.from_numpy(np.ascontiguousarray(np.moveaxis(regions[:, :, place], 2, 0))).long().to(device)
+        with torch.inference_mode():
+            restored = restore(image, ids)[:, 0]
+        found = np.clip(np.moveaxis(restored.float().cpu().numpy(), 0, 2), *options.limits)
+        residual[:, :, place] = found - stack.voxels[:, :, part]
+        if progress:
+            progress(place.stop, len(chosen))
+    return residual
