@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from golden_vectors import Tensors, Vector, kind, weights, with_gradients
+from medseg import wavelets
 from medseg.networks import db_sam, disgan, sam
 from medseg_kernels import deform_sample
 
@@ -70,8 +71,8 @@ def disgan_transform(vector: Vector) -> Tensors:
     def run(x: Tensors) -> Tensors:
         found = {}
         for key in [key for key in x if re.fullmatch(r"x\d*", key)]:
-            bands = disgan.wavelet_bands(x[key])
-            whole = disgan.from_wavelet_bands(bands)
+            bands = wavelets.volume_bands(x[key])
+            whole = wavelets.from_volume_bands(bands)
             found[f"coef{key[1:]}"] = bands
             stored = vector.outputs.get(f"inverse{key[1:]}", whole)
             found[f"inverse{key[1:]}"] = whole[tuple(slice(side) for side in stored.shape)]

@@ -24,6 +24,7 @@ OWNERS = {  # foreign package: the folder or file that alone may import it
     "skimage": "medseg/partition",
     "segment_anything": "medseg/partition",
     "torchvision": "medseg/partition",
+    "pytorch_wavelets": "medseg/wavelets.py",
     "monai": "pipelines/medseg_pipelines",
     "pynetdicom": "pipelines/medseg_pipelines/pacs",
     "dicomweb_client": "pipelines/medseg_pipelines/pacs",

@@ -18,27 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.acquisition import lanczos_weights
-from medseg_kernels import haar3d, haar3d_project, ihaar3d
+from medseg.wavelets import even
+from medseg_kernels import haar3d_project
 
 SLOPE = 0.01  # of every leaky ReLU in the generator and in the dense blocks of both networks
 ENCODER_SLOPE = 0.2  # of those between the discriminator's encoder stages; its decoder has plain ReLU
 SHARE = 0.2  # of what a residual branch adds
-
-
-def _even(x: Tensor) -> Tensor:
-    """Give each odd axis one more plane of zeros at its end."""
-    pad = [n for side in reversed(x.shape[2:]) for n in (0, side % 2)]
-    return F.pad(x, pad) if any(pad) else x
-
-
-def wavelet_bands(x: Tensor) -> Tensor:
-    """Haar bands of volumes of any size: (B, C, D, H, W) to (B, 8, C, ceil(D / 2), ceil(H / 2), ceil(W / 2))."""
-    return haar3d(_even(x)).unflatten(1, (8, x.shape[1]))
-
-
-def from_wavelet_bands(bands: Tensor) -> Tensor:
-    """Undo `wavelet_bands`: (B, 8, C, d, h, w) to (B, C, 2 d, 2 h, 2 w), added planes included."""
-    return ihaar3d(bands.flatten(1, 2))
 
 
 class WaveletUnit(nn.Module):
@@ -57,7 +42,7 @@ class WaveletUnit(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, D, H, W) to low and high, (B, out, ceil(D / 2), ceil(H / 2), ceil(W / 2)) each."""
         low, high = self.conv1x1_low, self.conv1x1_high
-        return haar3d_project(_even(x), low.weight, low.bias, high.weight, high.bias)
+        return haar3d_project(even(x), low.weight, low.bias, high.weight, high.bias)
 
 
 class DenseBlock(nn.Module):
@@ -185,8 +170,8 @@ class Generator(nn.Module):
         num_res_blocks: Residual dense blocks in the trunk, which takes nine tenths of the work.
         num_upsample: Doublings; 0 for a volume that was interpolated before.
         out_channels: C of the volume that comes out, by default the same.
-        shortcut: Add the interpolated input, so that the network gives only what interpolation lacks. Ours; the
-            published generator has to learn the whole image.
+        shortcut: Add a fifth of what the network gives to the interpolated input, so that it learns only what
+            interpolation lacks. Ours; the published generator has to learn the whole image.
     """
 
     def __init__(
@@ -219,7 +204,7 @@ class Generator(nn.Module):
         shallow = self.conv1(x)
         deep = shallow + self.conv2(self.res_blocks1(shallow))
         restored = self.conv3(self.upsampling(deep))
-        return restored + self._interpolated(x[:, : self.out_channels]) if self.shortcut else restored
+        return self._interpolated(x[:, : self.out_channels]) + SHARE * restored if self.shortcut else restored
 
     def _interpolated(self, x: Tensor) -> Tensor:
         for _ in range(self.num_upsample):

@@ -122,13 +122,6 @@ def test_discriminator_refuses_sides_that_do_not_halve() -> None:
         disgan.Discriminator(wavelet_channels=(1, 2))
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 7, 9, 5), (2, 1, 8, 6, 4)], ids=str)
-def test_wavelets_invert_exactly(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, dtype=torch.float64)
-    whole = disgan.from_wavelet_bands(disgan.wavelet_bands(x))
-    torch.testing.assert_close(whole[tuple(slice(side) for side in shape)], x, rtol=0, atol=1e-12)
-
-
 def test_extractor_stays_frozen_and_in_evaluation_mode() -> None:
     model = nn.ModuleList([disgan_training.FeatureExtractor(filters=4)]).train()
     assert not any(module.training for module in model[0].modules())
