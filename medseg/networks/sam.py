@@ -295,20 +295,49 @@ class Sam(nn.Module):
         places = self.prompt_encoder.dense_pe(grid)
         return Prediction(*self.mask_decoder(embedding, places, sparse, dense, multimask=multimask))
 
-    def enlarge(self, logits: Tensor, padded: tuple[int, int], original: tuple[int, int]) -> Tensor:
-        """Low-resolution logits on the pixels of the image.
+    def decode_above(self, embedding: Tensor, points: Tensor, least: float) -> Prediction:
+        """Masks for single points inside something, as far as the decoder trusts them; the others are never drawn.
 
         Args:
-            logits: (P, masks, 4 H, 4 W).
+            embedding: Of one image, (1, out, H, W).
+            points: Pixels (x, y) of the padded image, (P, 2).
+            least: Masks stay whose estimated overlap is above this; each point offers three.
+
+        Returns:
+            Logits (K, 4 H, 4 W) and estimated overlaps (K,), in the order of the points.
+        """
+        grid = (embedding.shape[2], embedding.shape[3])
+        inside = torch.ones(len(points), 1, dtype=torch.int64, device=points.device)
+        sparse, dense = self.prompt_encoder(grid, points=(points[:, None], inside))
+        places = self.prompt_encoder.dense_pe(grid)
+        return Prediction(*self.mask_decoder.above(embedding, places, sparse, dense, least))
+
+    def enlarge(self, logits: Tensor, padded: tuple[int, int], original: tuple[int, int]) -> Tensor:
+        """Low-resolution logits on the pixels of the image, by linear steps: to the padded square, then to the image.
+
+        Rows and columns are resampled on their own by one product each, so that the square never stands in memory.
+
+        Args:
+            logits: (P, masks, 4 H, 4 W) or (masks, 4 H, 4 W), finite.
             padded: Rows and columns that the image filled of the square.
             original: Rows and columns before it was resized to that.
 
         Returns:
-            (P, masks, *original).
+            (P, masks, *original) or (masks, *original).
         """
-        side = logits.shape[-1] * self.config.patch_size // 4
-        square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
-        return F.interpolate(square[..., : padded[0], : padded[1]], original, mode="bilinear", align_corners=False)
+        rows, columns = (
+            _resampling(logits.shape[axis], logits.shape[axis] * self.config.patch_size // 4, inside, size).to(logits)
+            for axis, inside, size in zip((-2, -1), padded, original, strict=True)
+        )
+        return rows @ logits @ columns.mT
+
+
+def _resampling(cells: int, side: int, inside: int, size: int) -> Tensor:
+    """What turns `cells` values into `size`: linearly to `side`, of which the first `inside` linearly to `size`."""
+    line = F.interpolate(torch.eye(cells, dtype=torch.float64)[None], side, mode="linear", align_corners=False)[
+        ..., :inside
+    ]
+    return F.interpolate(line, size, mode="linear", align_corners=False)[0].mT
 
 
 def unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -174,12 +174,39 @@ class MaskDecoder(nn.Module):
         Returns:
             Logits (P, masks, 4 H, 4 W) and estimated overlaps (P, masks), with three masks or one.
         """
+        tokens, image = self._look(embedding, places, sparse, dense)
+        chosen = range(1, len(self.mask_tokens.weight)) if multimask else range(1)
+        return self._draw(tokens, image, chosen), self._overlaps(tokens, chosen)
+
+    def above(
+        self, embedding: Tensor, places: Tensor, sparse: Tensor, dense: Tensor, least: float
+    ) -> tuple[Tensor, Tensor]:
+        """Of three masks per prompt those whose estimated overlap is above `least`, alike; others cost no drawing.
+
+        Returns:
+            Logits (K, 4 H, 4 W) and estimated overlaps (K,), in the order of the prompts.
+        """
+        tokens, image = self._look(embedding, places, sparse, dense)
+        chosen = range(1, len(self.mask_tokens.weight))
+        overlaps = self._overlaps(tokens, chosen)
+        good = overlaps > least
+        some = good.any(1)
+        return self._draw(tokens[some], image[some], chosen)[good[some]], overlaps[good]
+
+    def _look(self, embedding: Tensor, places: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """Own tokens and prompts, (P, T, C), and image, (P, C, H, W), after they read each other."""
         own = torch.cat((self.iou_token.weight, self.mask_tokens.weight))
         prompts = max(len(embedding), len(sparse), len(dense))
         tokens = torch.cat((own.expand(prompts, -1, -1), sparse.expand(prompts, -1, -1)), dim=1)
         image = (embedding + dense).expand(prompts, -1, -1, -1)
         tokens, image = self.transformer(image, places, tokens)
-        fine = self.output_upscaling(image.mT.unflatten(2, embedding.shape[2:]))  # (P, C / 8, 4 H, 4 W)
-        chosen = range(1, len(self.mask_tokens.weight)) if multimask else range(1)
-        logits = draw([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], fine)
-        return logits, self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        return tokens, image.mT.unflatten(2, embedding.shape[2:])
+
+    def _overlaps(self, tokens: Tensor, chosen: range) -> Tensor:
+        """Estimated overlap of each chosen mask with the truth, (P, masks)."""
+        return self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+
+    def _draw(self, tokens: Tensor, image: Tensor, chosen: range) -> Tensor:
+        """Logits of the chosen masks, (P, masks, 4 H, 4 W)."""
+        fine = self.output_upscaling(image)  # (P, C / 8, 4 H, 4 W)
+        return draw([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], fine)

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medseg.partition.description import Intensity, Superpixels
+from medseg.partition.description import AutomaticMasks, Intensity, Superpixels
 
-__all__ = ["Intensity", "Partitioner", "Superpixels", "partition"]
+__all__ = ["AutomaticMasks", "Intensity", "Partitioner", "Superpixels", "partition"]
 
-Partitioner = Intensity | Superpixels
+Partitioner = Intensity | Superpixels | AutomaticMasks
 
 
 def partition(
@@ -22,6 +22,7 @@ def partition(
     how: Partitioner,
     *,
     spacing: tuple[float, float, float] | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Cut a stack of slices into regions; the same input gives the same regions.
@@ -30,6 +31,7 @@ def partition(
         slices: Grey values in any unit, finite, (X, Y, S); the last axis counts slices.
         how: The partitioner and its options.
         spacing: Of the voxels in mm; cubes if not given.
+        device: Where the network of `AutomaticMasks` runs.
         progress: Called with the slices done and all slices; may raise to stop.
 
     Returns:
@@ -38,6 +40,7 @@ def partition(
 
     Raises:
         ValueError: The slices do not form a stack, are empty, or hold NaN or infinity.
+        ModelMissing: `AutomaticMasks` lacks its checkpoint or its package, or the checkpoint is none of SAM's.
     """
     if slices.ndim != 3 or not slices.size:
         raise ValueError(f"slices must be (X, Y, S) and not empty, got {slices.shape}")
@@ -48,6 +51,10 @@ def partition(
         from medseg.partition import superpixels  # scikit-image takes longer to load than the other partitioner to run
 
         return superpixels.cut(slices, how, spacing, progress)
+    if isinstance(how, AutomaticMasks):
+        from medseg.partition import automatic_masks  # loads torch
+
+        return automatic_masks.cut(slices, how, device, progress)
     from medseg.partition import intensity  # loads scipy
 
     found = intensity.cut(slices, how, spacing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 def _require_positive(what: object, *names: str) -> None:
@@ -60,3 +61,30 @@ class Superpixels:
     def __post_init__(self) -> None:
         _require_positive(self, "count", "compactness", "iterations")
         _require_smoothing(self.smoothing)
+
+
+@dataclass(frozen=True)
+class AutomaticMasks:
+    """What Segment Anything finds from a grid of points, by the rules of its own mask generator.
+
+    Args:
+        checkpoint: Weights of a `vit_b`, `vit_l` or `vit_h`, as published; the size is read from them.
+        points: Per side of the grid.
+        overlap: Masks need a higher estimated overlap with the truth, up to 1; 0 asks for none.
+        stability: Masks need at least this overlap of themselves, cut above and below the border, 0 to 1.
+        offset: How far above and below, in logits.
+        duplicates: Of masks whose boxes overlap more than this only the best stays, 0 to 1.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    checkpoint: Path | None = None
+    points: int = 32
+    overlap: float = 0.88
+    stability: float = 0.95
+    offset: float = 1.0
+    duplicates: float = 0.7
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "points")
