@@ -21,7 +21,6 @@ OWNERS = {  # foreign package: the folder or file that alone may import it
     "nibabel": "medseg/io",
     "SimpleITK": "medseg/io",
     "highdicom": "pipelines/medseg_pipelines/dicom_out",
-    "skimage": "medseg/partition",
     "segment_anything": "medseg/partition",
     "torchvision": "medseg/partition",
     "pytorch_wavelets": "medseg/wavelets.py",
