@@ -30,9 +30,10 @@ from medseg_kernels.guided_filter_kernels import (
     coefficients_to_sums_kernel,
     sums_to_inputs_kernel,
 )
+from medseg_kernels.memory import empty_large
 
 _BLOCK = 256  # pixels of one plane per program
-_CHUNK_PIXELS = 2**17  # coarse pixels, over channels, that the CPU path filters at a time: a dozen maps in cache
+_CHUNK_PIXELS = 2**16  # coarse pixels, over channels, that the CPU path filters at a time: a dozen maps in cache
 
 
 def _weight(attention: Tensor) -> Tensor:
@@ -178,6 +179,8 @@ def _guided_filter_plain(
     s_a, q_share = _box(a, radius), 1 / total
     enlarge = Enlargement(low_y.shape[2:], high_x.shape[2:], a)
     channels = max(1, _CHUNK_PIXELS // low_y[0, 0].numel())
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (low_x, low_y, high_x, a))
+    out = None if trained else empty_large((*low_y.shape[:2], *high_x.shape[2:]), a)
     outs = []
     for first in range(0, low_y.shape[1], channels):
         x, y, high = (
@@ -190,8 +193,9 @@ def _guided_filter_plain(
         slope = (s_aaxy - q * s_ay) * inverse / (((s_aaxx - q * s_ax) * inverse).abs() + eps)
         offset = (s_ay - slope * s_ax) / s_a
         slope, offset = (enlarge(_box(F.pad(each, margin), radius) * inverse) for each in (slope, offset))
-        outs.append(torch.addcmul(offset, slope, high))
-    return torch.cat(outs, dim=1)
+        into = None if out is None else out[:, first : first + channels]
+        outs.append(torch.addcmul(offset, slope, high, out=into))
+    return torch.cat(outs, dim=1) if out is None else out
 
 
 @scripted_as(box_sum_reference)
