@@ -45,7 +45,8 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return flat.unflatten(0, q.shape[:2])
     if uses_onednn(q, k, v):
         return _by_rows(q, k, v)
-    return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(queries, keys, values).transpose(1, 2)
 
 
 def _by_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Head(nn.Module):
 
     def __init__(self, *sizes: int, activation: Activation = "relu") -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Activation = activation
         self.layers = nn.ModuleList(nn.Linear(read, out) for read, out in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -71,6 +71,6 @@ def test_strided_and_empty_inputs(generator: torch.Generator) -> None:
 def test_a_traced_layer_is_plain(generator: torch.Generator) -> None:
     x, weight = torch.randn(3, 8, generator=generator), torch.randn(4, 8, generator=generator)
     with torch.no_grad():
-        traced = torch.jit.trace(lambda a, b: dense(a, b, None, "gelu"), (x, weight))
+        traced: Any = torch.jit.trace(lambda a, b: dense(a, b, None, "gelu"), (x, weight))
     assert "mkldnn" not in str(traced.graph)
     torch.testing.assert_close(traced(x, weight), dense(x, weight, None, "gelu"))

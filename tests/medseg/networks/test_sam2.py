@@ -140,7 +140,7 @@ def test_everything_that_a_conditioned_prompt_uses_learns() -> None:
     sparse, dense = network.sam_prompt_encoder((4, 4), boxes=torch.tensor([[4.0, 6, 30, 40]]))
     places = network.sam_prompt_encoder.dense_pe((4, 4))
     drawing = network.sam_mask_decoder.drawing(embedding, places, sparse, dense, (features.fine, features.middle))
-    sum(x.square().sum() for x in drawing).backward()
+    torch.stack([x.square().sum() for x in drawing]).sum().backward()
     spare = ("no_", "maskmem", "obj_ptr", "mask_downsample", "sam_prompt_encoder")  # tracking, and other prompts
     idle = [name for name, x in network.named_parameters() if x.grad is None and not name.startswith(spare)]
     assert all(name.endswith("k_proj.bias") for name in idle), idle  # softmax ignores them

@@ -46,7 +46,8 @@ def test_a_pseudo_mask_that_covers_everything_gates_like_the_released_code() -> 
     torch.manual_seed(0)
     gated, released = SecondDecoder(32, mlp_dim=16), SecondDecoder(32, guidance="released", mlp_dim=16)
     released.load_state_dict({key: x for key, x in gated.state_dict().items() if key != "mask_slope"})
-    gated.eval(), released.eval()
+    gated.eval()
+    released.eval()
     assert gated.mask_slope is not None
     gated.mask_slope.data.normal_()  # a bias that is the same everywhere is none
     embedding, places, tokens, feature = (torch.randn(2, 32, 4, 4), torch.randn(1, 32, 4, 4), torch.randn(2, 2, 32),
