@@ -184,11 +184,13 @@ def _read_out(
         _feature(q_part, feature, turned)
         torch.bmm(_grouped(feature, width), spread, out=_grouped(normaliser, width))
         torch.bmm(_grouped(_turn(feature, turn, turned), width), state, out=_grouped(to, width))
-        to /= normaliser.add_(eps)
-        if add_part is not None:
-            to += add_part
+        normaliser += eps
+        if add_part is None:
+            to /= normaliser
+        else:
+            torch.addcdiv(add_part, to, normaliser, out=to)
         if gate_part is not None:
-            to *= torch.sigmoid(gate_part, out=feature).mul_(gate_part)
+            to *= torch.ops.aten.silu.out(gate_part, out=feature)
 
 
 def _query_grad(
