@@ -60,7 +60,7 @@ def low_dose_noise(
         spacing: mm per pixel.
         generator: Where the counts are drawn from.
         angles: Of the half turn.
-        cutoff: Where the Hann window of the ramp filter ends, as a share of the highest frequency; low for soft kernels.
+        cutoff: Where the Hann window of the ramp filter ends, as a share of the highest frequency; soft kernels: low.
 
     Returns:
         (H, W), HU, mean 0.

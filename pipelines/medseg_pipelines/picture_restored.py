@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from medseg.picture import Picture
 from medseg_pipelines.drawing import AMBER, EDGE, TEXT, Caption, fitted, font, framed
+from medseg_pipelines.picture_case import hash_pixels
 from medseg_pipelines.recipe import PictureRestorationRecipe
 from medseg_pipelines.restored_preview import coloured_regions
 from medseg_pipelines.results import Outcome, write_json
@@ -42,6 +43,11 @@ class RestoredPicture(Outcome):
     def main_file(self) -> str:
         """Name of the restored picture."""
         return "restored.png"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the pixels."""
+        return hash_pixels(self.pixels)
 
     def residual(self) -> NDArray[np.float32]:
         """Restored minus original, the original enlarged linearly where sizes differ; in shares of the range."""

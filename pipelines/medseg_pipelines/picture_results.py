@@ -13,6 +13,7 @@ from PIL import Image
 from medseg.io.pictures import write_indexed
 from medseg.picture import Picture
 from medseg_pipelines.drawing import Caption
+from medseg_pipelines.picture_case import hash_pixels
 from medseg_pipelines.picture_preview import draw_picture, overlay
 from medseg_pipelines.picture_statistics import Figure, as_csv, as_json
 from medseg_pipelines.recipe import PictureRecipe
@@ -47,6 +48,11 @@ class PictureResult(Outcome):
     def main_file(self) -> str:
         """Name of the mask."""
         return "labels.png"
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the mask."""
+        return hash_pixels(self.labels)
 
     def overlay(self, longest: int = _OVERLAY) -> Image.Image:
         """The labels drawn over the picture, reduced to `longest` pixels."""

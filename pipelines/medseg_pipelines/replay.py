@@ -8,10 +8,11 @@ import torch
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
 from medseg.io import read
-from medseg_pipelines.case import hash_file, hash_volume, read_case
+from medseg_pipelines.case import Case, hash_file, hash_volume, read_case
 from medseg_pipelines.events import Callback
 from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import version_changes
+from medseg_pipelines.picture_case import PictureCase, read_picture_case
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,7 @@ def replay(
         ModelMissing: The model is not that of the run.
     """
     path = image or _find_input(folder, manifest["input"]["name"])
-    chosen = {name: manifest["input"].get(name) for name in ("time_point", "series")}
-    case = read_case(path, correct_geometry=manifest["input"].get("correct_geometry", False), **chosen)
+    case = _read(path, manifest["input"])
     if case.record.sha256 != manifest["input"]["sha256"]:
         raise InputRefused(
             f"input '{path.name}' must have sha256 {manifest['input']['sha256'][:12]}..., "
@@ -66,10 +66,18 @@ def replay(
     finally:
         torch.set_num_threads(threads)
     return Replay(
-        identical=hash_volume(result.volume) == manifest["output"]["voxels_sha256"],
+        identical=result.digest == manifest["output"]["voxels_sha256"],
         files_intact=_files_intact(folder, manifest.get("files", {})),
         changed_versions=tuple(version_changes(manifest)),
     )
+
+
+def _read(path: Path, record: dict[str, Any]) -> Case | PictureCase:
+    """The input as the run read it."""
+    if record.get("kind") == "picture":
+        return read_picture_case(path)
+    chosen = {name: record.get(name) for name in ("time_point", "series")}
+    return read_case(path, correct_geometry=record.get("correct_geometry", False), **chosen)
 
 
 def _options(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:

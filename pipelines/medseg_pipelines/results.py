@@ -13,7 +13,7 @@ from PIL import Image
 
 from medseg import __version__, io
 from medseg.volume import Volume
-from medseg_pipelines.case import hash_file
+from medseg_pipelines.case import hash_file, hash_volume
 from medseg_pipelines.folders import RESULT_MARK, whole_folder
 from medseg_pipelines.planes import three_planes
 from medseg_pipelines.preview import Caption, draw_preview
@@ -51,6 +51,11 @@ class Outcome(ABC):
     @abstractmethod
     def main_file(self) -> str:
         """Name of the label map or restored image within the result folder."""
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """The sha256 of what was computed, as the manifest has it: equal only for results equal bit for bit."""
 
     @abstractmethod
     def _write(self, folder: Path) -> None:
@@ -98,6 +103,11 @@ class Result(Outcome):
 
     volume: Volume
     image: Volume
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the volume."""
+        return hash_volume(self.volume)
 
     def to_nibabel(self) -> Any:
         """The volume as a nibabel image."""

@@ -9,8 +9,10 @@ from typing import Any
 from monai.config.type_definitions import KeysCollection
 from monai.transforms.transform import MapTransform
 
+from medseg.errors import UsageError
 from medseg_pipelines.load import load_model
 from medseg_pipelines.portable import LabelInferer, LoadVolumed, PrepareVolumed, as_tensor, as_volume
+from medseg_pipelines.results import Result
 from medseg_pipelines.segmentation import body_of, preparation_of
 
 __all__ = ["LabelInferer", "LoadVolumed", "PrepareVolumed", "Segmentd", "body_of", "preparation_of"]
@@ -54,5 +56,7 @@ class Segmentd(MapTransform):
         for key in self.key_iterator(segmented):
             image = segmented[key]
             result = self.model(as_volume(image), force_scope=self.force_scope)
+            if not isinstance(result, Result):
+                raise UsageError(f"model {self.model.recipe.name} is for pictures, Segmentd takes models of volumes")
             segmented[key] = as_tensor(result.volume, like=image)
         return segmented

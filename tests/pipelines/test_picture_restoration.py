@@ -1,6 +1,5 @@
 """Pictures restored or enlarged: exact size and type, windows without seams, learned from pairs."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ from PIL import Image
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
 from medseg_pipelines.load import load_model
+from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.picture_restoration import PictureRestoration
 from medseg_pipelines.picture_restored import RestoredPicture
 from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+from medseg_pipelines.replay import replay
 from medseg_pipelines.training import train
 
 
@@ -73,7 +74,10 @@ def test_a_trained_run_doubles_a_picture(run: Path, tmp_path: Path) -> None:
     }
     with Image.open(out / "restored.png") as picture:
         assert np.array_equal(np.asarray(picture), result.pixels)
-    assert json.loads((out / "manifest.json").read_text())["output"]["scale"] == 2
+    manifest = read_manifest(out / "manifest.json")
+    assert manifest["output"]["scale"] == 2
+    answer = replay(manifest, out, model=run)
+    assert (answer.identical, answer.files_intact) == (True, True)
 
 
 def test_training_starts_from_linear_enlargement_and_moves_away(run: Path) -> None:

@@ -56,8 +56,8 @@ def _card(recipe: Recipe, trainer: Trainer, files: int, loss: float) -> str:
 
 ## Training
 
-`medseg train {recipe.name} --data FOLDER --out RUN`, medseg {__version__}, {datetime.now(UTC):%Y-%m-%d}: {trainer.step} \
-steps {state}, mean loss of the last hundred {loss:.4f}. Every other option stands in `{RECIPE_FILE}`.
+`medseg train {recipe.name} --data FOLDER --out RUN`, medseg {__version__}, {datetime.now(UTC):%Y-%m-%d}: \
+{trainer.step} steps {state}, mean loss of the last hundred {loss:.4f}. Every other option stands in `{RECIPE_FILE}`.
 
 ## Scores
 
