@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import medseg
 from medseg_pipelines.bundle import check
 from medseg_pipelines.bundle.check import Point, Report
 from zoo_bundles import build_zoo_bundle, config, write_config
@@ -25,12 +27,14 @@ def test_an_imported_bundle_segments_by_its_name(call: Call, scan: Path, tmp_pat
     write_config(bundle, {**config("UNet"), "pixdim": [8.0, 8.0, 8.0]})  # few windows
     told = json.loads(call("bundle", "import", bundle, "--name", "organs", "--json").stdout)
     assert told["model"] == "organs"
-    answer = call("infer", scan, "-m", "organs", "-o", tmp_path / "out", "--json")
+    volume, ct = medseg.read(scan), tmp_path / "ct.nii.gz"
+    medseg.write(volume.with_voxels(volume.voxels - np.int16(1000)), ct)  # the bundle is made for Hounsfield units
+    answer = call("infer", ct, "-m", "organs", "-o", tmp_path / "out", "--json")
     assert answer.exit_code == 0, answer.output
     case = json.loads(answer.stdout)["cases"][0]
     assert [structure["name"] for structure in case["structures"]] == ["left organ"]
     assert (tmp_path / "out" / "labels.nii.gz").is_file()
-    assert call("infer", scan, "-m", told["folder"], "-o", tmp_path / "again").exit_code == 0
+    assert call("infer", ct, "-m", told["folder"], "-o", tmp_path / "again").exit_code == 0
 
 
 def test_exit_codes(call: Call, tmp_path: Path) -> None:

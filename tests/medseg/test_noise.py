@@ -25,7 +25,7 @@ def test_level_is_found_in_anatomy(level: float) -> None:
     noisy = _anatomy() + np.random.default_rng(1).normal(scale=level, size=(96, 96, 4))
     # edges cover an eighth of this picture and lift the median by about as much
     assert noise_level(noisy) == pytest.approx(level, rel=0.15)
-    assert np.median(noise_map(noisy)) == pytest.approx(level, rel=0.1)
+    assert np.median(noise_map(noisy)) == pytest.approx(level, rel=0.15)
 
 
 def test_map_follows_noise_that_varies_and_ignores_a_cut_out_background() -> None:
