@@ -24,10 +24,10 @@ def main() -> int:
     if model == "breaks":
         sys.stderr.write("error: KeyError: Canary^Some (this is a bug)\n")
         return 1
-    time.sleep(0.1)
+    time.sleep(600 if model == "sleeps" else 0.1)
     content = sources[0].read_bytes().replace(COMMENT.encode(), f"images: {len(sources):03d}".encode())
-    (series,) = re.findall(rb"\x20\x00\x0e\x00UI..([0-9.]+)", content)
-    (instance,) = re.findall(rb"\x08\x00\x18\x00UI..([0-9.]+)", content)
+    (series,) = re.findall(rb"(?s)\x20\x00\x0e\x00UI..([0-9.]+)", content)
+    (instance,) = re.findall(rb"(?s)\x08\x00\x18\x00UI..([0-9.]+)", content)
     for uid in (instance, series):  # the longer one first: it holds the other
         content = content.replace(uid, b"1.9." + b"".join(b"%d" % random.randint(1, 9) for _ in uid[4:]))
     partial = Path(f"{out}.partial")

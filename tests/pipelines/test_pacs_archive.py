@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from dicom_made_up import NAME, save_slice
 from dicom_peer import Peer
 from medseg.errors import UsageError
+from medseg_pipelines.dicom_out.origin import Origin
 from medseg_pipelines.pacs.address import ArchiveFailed, WebAddress, parse_address
 from medseg_pipelines.pacs.archive import Archive, dicom_files, held, read_head, retrieve, safe_name, search
 from medseg_pipelines.pacs.connect import open_archive
@@ -112,15 +114,36 @@ def test_answers_that_are_none(status: int, body: str, word: str) -> None:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    with _serving(Answer) as url, pytest.raises(ArchiveFailed, match=word):
+        open_archive(WebAddress(url)).find("study", {"PatientName": NAME})
+
+
+@contextmanager
+def _serving(answer: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        archive = open_archive(WebAddress(f"http://127.0.0.1:{server.server_port}/dicom-web"))
-        with pytest.raises(ArchiveFailed, match=word):
-            archive.find("study", {"PatientName": NAME})
+        yield f"http://127.0.0.1:{server.server_port}/dicom-web"
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_wildcards_go_out_as_they_are() -> None:
+    asked: list[str] = []
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with _serving(Answer) as url:
+        assert open_archive(WebAddress(url)).find("study", {"StudyDescription": "T1*", "StudyDate": "2024-"}) == []
+    assert "StudyDescription=T1*" in asked[0]
 
 
 def test_heads_and_names(tmp_path: Path) -> None:
@@ -146,7 +169,10 @@ def test_files_to_send(tmp_path: Path) -> None:
 
 def test_results_of_untrained_models_stay(tmp_path: Path) -> None:
     path = save_slice(tmp_path / "seg.dcm")
+    untrained = Origin(model="m", weights="0", trained=False)
     require_trained([path])
+    with pytest.raises(UsageError, match="trained"):
+        require_trained([path, save_slice(tmp_path / "b.dcm", SeriesDescription=untrained.description("Segmentation"))])
     (tmp_path / "manifest.json").write_text('{"model": {"trained": true}}')
     require_trained([path])
     for text in ('{"model": {"trained": false}}', "{", "{}"):

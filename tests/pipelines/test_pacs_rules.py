@@ -11,6 +11,7 @@ from medseg_pipelines.pacs.rules import Listening, Retention, Rule, load_rules
 from tiny_model import tiny_recipe
 
 RULE: dict[str, Any] = {"name": "brain", "modality": ["MR"], "model": "brain-structures"}
+PACS = {"pacs": "PACS@host:104"}
 
 
 def _load(folder: Path, **changes: object) -> Listening:
@@ -57,6 +58,9 @@ def test_patterns(modality: str, description: str, fits: bool) -> None:
         ({"rules": [{**RULE, "name": "a b"}]}, "name"),
         ({"rules": [{**RULE, "send": ["none"]}]}, "no destination"),
         ({"rules": [{**RULE, "model": "brain-structure"}]}, "brain-structure"),
+        ({"rules": [{**RULE, "formats": ["png"]}]}, "png"),
+        ({"rules": [{**RULE, "formats": ["dicom"]}]}, "of a segmentation"),
+        ({"destinations": PACS, "rules": [{**RULE, "formats": ["nifti"], "send": ["pacs"]}]}, "add seg"),
         ({"destinations": {"pacs": "nowhere"}}, "TITLE@host:port"),
         ({"destinations": {"a pacs": "PACS@host:104"}}, "letters"),
         ({"retention": {"disk": "much"}}, "disk"),

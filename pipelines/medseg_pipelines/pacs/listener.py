@@ -160,8 +160,6 @@ class Listener:
         files = [(str(path.relative_to(folder)), read_head(path)) for path in sorted(folder.rglob("*.dcm"))]
         if rule.send and is_trained(folder) is not True:
             self._end(job, "withheld", "results of untrained models are never sent")
-        elif rule.send and not files:
-            self._end(job, "failed", "there is nothing to send: no DICOM among the formats")
         else:
             self._queue.segmented(job.id, files, rule.send, time.time())
             log.info("job %d: segmented, %d files for %d destinations", job.id, len(files), len(rule.send))

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medseg.errors import UsageError
+from medseg_pipelines.formats import parse_formats, require_for_task
 from medseg_pipelines.pacs.address import parse_address
 from medseg_pipelines.recipe import load_recipe
 
@@ -110,6 +111,12 @@ def load_rules(path: Path) -> Listening:
         raise UsageError(f"rules '{path.name}', {place}: {first['msg']}; correct it") from None
     for rule in rules.rules:
         recipe = load_recipe(rule.model)
+        formats = parse_formats(",".join(rule.formats))
+        require_for_task(formats, recipe.task)
+        if rule.send and not formats:
+            raise UsageError(
+                f"rule {rule.name}: formats must name a DICOM one to be sent, they do not; add seg or dicom"
+            )
         if rule.send and not recipe.weights.trained:
             raise UsageError(
                 f"rule {rule.name}: results are sent of trained models only, {recipe.name} is not trained; drop `send`"

@@ -6,6 +6,10 @@ from pathlib import Path
 
 from medseg.errors import UsageError
 from medseg_pipelines.folders import RESULT_MARK
+from medseg_pipelines.pacs.address import ArchiveFailed
+from medseg_pipelines.pacs.archive import read_head
+
+_MARK = "UNTRAINED"  # how our DICOM results of such models describe themselves
 
 
 def is_trained(folder: Path) -> bool | None:
@@ -20,13 +24,24 @@ def is_trained(folder: Path) -> bool | None:
 
 
 def require_trained(paths: Iterable[Path]) -> None:
-    """Refuse files that lie in the result of an untrained model.
+    """Refuse files that are, or lie in, the result of an untrained model.
 
     Raises:
         UsageError: There is one.
     """
+    paths = list(paths)
     for folder in {parent for path in paths for parent in path.resolve().parents}:
         if is_trained(folder) is False:
             raise UsageError(
                 f"result '{folder.name}' must come from a trained model to be sent, it does not; leave it out"
             )
+    for path in paths:
+        if _says_untrained(path):
+            raise UsageError(f"'{path.name}' must come from a trained model to be sent, it does not; leave it out")
+
+
+def _says_untrained(path: Path) -> bool:
+    try:
+        return read_head(path).description.startswith(_MARK)
+    except ArchiveFailed:  # the archive will be asked about it, or not: either way it is no result of ours
+        return False

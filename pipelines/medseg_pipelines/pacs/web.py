@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
 from pydicom import Dataset
+from requests.adapters import HTTPAdapter
 
 from medseg.io.deidentify import quiet
 from medseg_pipelines.pacs.address import Access, ArchiveFailed, WebAddress
@@ -25,6 +27,14 @@ _PORTION = 64 << 20  # bytes per request: one request per file would be slow, al
 logging.getLogger("dicomweb_client").addHandler(logging.NullHandler())  # its messages quote addresses and UIDs
 
 
+class _PlainWildcards(HTTPAdapter):
+    """Sends * as it is, which a query may hold; some archives do not undo its escape and then find nothing."""
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **kwargs: Any) -> requests.Response:
+        request.url = (request.url or "").replace("%2A", "*")
+        return super().send(request, *args, **kwargs)
+
+
 class WebArchive:
     """A DICOMweb service.
 
@@ -36,6 +46,8 @@ class WebArchive:
     def __init__(self, address: WebAddress, access: Access) -> None:
         self.address = address
         session = requests.Session()
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, _PlainWildcards())
         session.trust_env = False  # no passwords from .netrc, no proxy of the environment between us and the archive
         session.verify = str(access.authorities) if access.authorities else True
         if access.certificate:
