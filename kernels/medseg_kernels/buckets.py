@@ -50,24 +50,19 @@ def buckets(q_rows: Tensor, q_start: Tensor, k_rows: Tensor, k_start: Tensor) ->
     sizes = lengths[used].tolist()
     first = 0
     while first < len(sizes):
-        low = high = sizes[first]
+        (least_q, least_k), (most_q, most_k) = sizes[first], sizes[first]
         last = first + 1
-        while last < len(sizes):
-            low = [min(pair) for pair in zip(low, sizes[last], strict=True)]
-            high = [max(pair) for pair in zip(high, sizes[last], strict=True)]
-            if not _alike(low, high):
+        for queries, keys in sizes[last:]:
+            least_q, most_q = min(least_q, queries), max(most_q, queries)
+            least_k, most_k = min(least_k, keys), max(most_k, keys)
+            close = most_q <= SLACK * least_q and most_k <= SLACK * least_k
+            if max(most_q, most_k) > (ALONE if close else TINY):
                 break
             last += 1
         group = used[first:last]
         at_q, at_k = _padded(q_rows, q_start, group), _padded(k_rows, k_start, group)
         yield Bucket(at_q, at_k, full=bool((at_q >= 0).all() and (at_k >= 0).all()))
         first = last
-
-
-def _alike(low: list[int], high: list[int]) -> bool:
-    """Whether segments of `low` to `high` (queries, keys) make one batch."""
-    close = all(long <= SLACK * short for short, long in zip(low, high, strict=True))
-    return max(high) <= TINY or (max(high) <= ALONE and close)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, groups: list[Bucket], scale: float) -> tuple[Tensor, Tensor]:
@@ -127,9 +122,9 @@ def _put(whole: Tensor, part: Tensor, rows: Tensor, full: bool) -> None:
     part = part.transpose(1, 2).to(whole.dtype)
     part = part[..., : whole.shape[2]] if whole.ndim == 3 else part
     if full:
-        whole.index_copy_(0, rows.flatten(), part.flatten(0, 1))
+        whole[rows.flatten()] = part.flatten(0, 1)
     else:
-        whole.index_copy_(0, rows[rows >= 0], part[rows >= 0])
+        whole[rows[rows >= 0]] = part[rows >= 0]
 
 
 def _sum_dtype(q: Tensor) -> torch.dtype:
