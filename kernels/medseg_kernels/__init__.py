@@ -1,6 +1,8 @@
 """Fused attention and sampling ops of the networks: each one function, exact on every device."""
 
 from medseg_kernels.deformable_sampling import deform_sample
+from medseg_kernels.dense import dense
+from medseg_kernels.dense_attention import dense_attention
 from medseg_kernels.guided_filter import box_sum, guided_filter
 from medseg_kernels.haar3d import haar3d, haar3d_project, ihaar3d
 from medseg_kernels.layout import SegmentLayout, layout_dense, layout_from_labels, layout_windows
@@ -15,6 +17,8 @@ __all__ = [
     "SegmentLayout",
     "box_sum",
     "deform_sample",
+    "dense",
+    "dense_attention",
     "guided_filter",
     "haar3d",
     "haar3d_project",
