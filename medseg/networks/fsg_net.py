@@ -10,12 +10,14 @@ B batch, C channels, c base width, h w coarse sides, H W fine sides.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.networks.blocks import conv_norm
+from medseg.networks.wau import WAUNet
 from medseg.weights import fill
 from medseg_kernels import guided_filter
 
@@ -213,6 +215,27 @@ class CrossGate(nn.Module):
         return conv_norm(F.relu(theta + phi), *self.psi).sigmoid()
 
 
+class UNetFeatures(nn.Module):
+    """The decoder of a residual U-Net on all four levels: what the guided part takes in place of its own encoder.
+
+    Args:
+        in_channels: Channels of the image.
+        base_channels: c.
+        options: Of `WAUNet`, but for channels and rank.
+    """
+
+    def __init__(self, in_channels: int, base_channels: int, options: Mapping[str, Any]) -> None:
+        super().__init__()
+        c = base_channels
+        self.net = WAUNet(in_channels, 1, channels=(2 * c, 4 * c, 8 * c, 8 * c), spatial_dims=2, **options)
+        del self.net.head  # the heads are those of FSG-Net
+        self.multiple = self.net.multiple
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """(B, C_in, H, W), sides multiples of `multiple`, to features of 2 c, 4 c, 8 c and 8 c channels."""
+        return list(self.net.decoded(image))[::-1]
+
+
 class FSGNet(nn.Module):
     """Fine masks of thin structures in an image of any size from 48 pixels on.
 
@@ -225,8 +248,9 @@ class FSGNet(nn.Module):
         keep: How densely training drops squares of features; 0.5 is published, 1 drops none. See `DropBlock`.
         guided: False leaves the guided part out, the paper's ablation `FSGNet_noGRM`.
         batch_coupled: See `GuidedFilter`; True is the published training.
-        backbone: What stands in for the encoder: image (B, C_in, H, W) to four features of 2 c, 4 c, 8 c and 8 c
-            channels on the grid and its half, quarter and eighth, rounded down.
+        backbone: What stands in for the encoder: a module from image (B, C_in, H, W) to four features of 2 c, 4 c, 8 c
+            and 8 c channels on the grid and its half, quarter and eighth, rounded down; or the options of a `WAUNet`,
+            as a recipe gives them (`upsample` says which kind of U-Net), whose decoder then gives these features.
     """
 
     def __init__(
@@ -240,10 +264,12 @@ class FSGNet(nn.Module):
         keep: float = 0.5,
         guided: bool = True,
         batch_coupled: bool = False,
-        backbone: nn.Module | None = None,
+        backbone: nn.Module | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        c, self.guided, self.backbone = base_channels, guided, backbone
+        c, self.guided = base_channels, guided
+        self.backbone = UNetFeatures(in_channels, c, backbone) if isinstance(backbone, Mapping) else backbone
+        self.multiple = getattr(self.backbone, "multiple", 1)
         if backbone is None:
             self._build_encoder(in_channels, c, depths, kernel_size, keep)
         self.up_residual_conv3, self.up_residual_conv2 = ResidualConv(8 * c, 4 * c), ResidualConv(4 * c, 2 * c)

@@ -76,9 +76,9 @@ def vessel_scores(
         threshold: A pixel is found where its probability is above.
 
     Returns:
-        `accuracy`, `sensitivity`, `f1`, `iou` and `mcc`, 0 where they are not defined, and `auc`, the area under the
-        ROC curve of the probabilities (nan if the mask is empty or full). The published code takes its area from
-        thresholded, separately sorted vectors, which says nothing about the order of pixels.
+        `accuracy`, `sensitivity`, `specificity`, `f1`, `iou` and `mcc`, 0 where they are not defined, and `auc`, the
+        area under the ROC curve of the probabilities (nan if the mask is empty or full). The published code takes its
+        area from thresholded, separately sorted vectors, which says nothing about the order of pixels.
     """
     found, truth = (probability > threshold).ravel(), np.asarray(target).astype(bool).ravel()
     true_positive, false_positive = float((found & truth).sum()), float((found & ~truth).sum())
@@ -90,6 +90,7 @@ def vessel_scores(
     return {
         "accuracy": (true_positive + true_negative) / found.size,
         "sensitivity": _ratio(true_positive, true_positive + false_negative),
+        "specificity": _ratio(true_negative, true_negative + false_positive),
         "f1": _ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative),
         "iou": _ratio(true_positive, true_positive + false_positive + false_negative),
         "mcc": _ratio(right - wrong, marginals**0.5),

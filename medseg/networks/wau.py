@@ -7,7 +7,8 @@ r = S / s, C_l lateral and C_d deep channels, E = h * c embedding of h heads, M 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -296,6 +297,14 @@ class WAUNet(nn.Module):
         Raises:
             ValueError: A side of the grid is no multiple of `multiple`.
         """
+        return deque(self.decoded(image), maxlen=1)[0]  # a list of all of them would hold them in memory
+
+    def decoded(self, image: Tensor) -> Iterator[Tensor]:
+        """(B, C_in, *grid) to the features of all levels on the way up, the deepest of the encoder first.
+
+        Raises:
+            ValueError: A side of the grid is no multiple of `multiple`.
+        """
         if any(side % self.multiple for side in image.shape[2:]):
             raise ValueError(f"every side must be a multiple of {self.multiple}, got {tuple(image.shape[2:])}")
         x = self.stem(image)
@@ -304,10 +313,11 @@ class WAUNet(nn.Module):
             x = block(x)
             laterals.append(x)
         x = laterals.pop()
+        yield x
         for upsample, block in zip(self.upsample, self.decoder, strict=True):
             lateral = laterals.pop()
             x = block(torch.cat((upsample(x, lateral), lateral), dim=1))
-        return x
+            yield x
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C_in, *grid) to logits (B, C_out, *grid)."""

@@ -1,0 +1,52 @@
+"""Pictures made up for tests: a fundus photograph with two vessels, and a model of a few thousand parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+
+
+def fundus(height: int = 240, width: int = 300) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """An orange disc on black with a dark cross of vessels, (H, W, 3), and the mask of the cross, (H, W)."""
+    y, x = np.mgrid[:height, :width]
+    radius = 0.48 * min(height, width)
+    disc = (y - height / 2) ** 2 + (x - width / 2) ** 2 <= radius**2
+    vessels = disc & ((abs(y - height / 2) < 3) | (abs(x - width / 2 - 0.2 * y) < 2))
+    noise = np.random.default_rng(0).normal(0, 3, (height, width))
+    light = np.where(disc, 150 + 0.1 * x + noise, 6 + 0.5 * noise)
+    light = np.where(vessels, light - 50, light)
+    pixels = np.stack([light, 0.6 * light, 0.3 * light], axis=2)
+    return np.clip(pixels, 0, 255).astype(np.uint8), vessels
+
+
+def tiny_vessel_recipe() -> dict[str, Any]:
+    """The recipe of `vessels` with a tiny network and small tiles."""
+    content = yaml.safe_load((recipe_folder("vessels") / RECIPE_FILE).read_text(encoding="utf-8"))
+    content["name"] = "tiny-vessels"
+    content["network"]["options"] |= {"base_channels": 4, "depths": [1, 1, 1, 1]}
+    content["preparation"]["diameter"] = 150
+    content["inference"] |= {"window": 96}
+    content["scope"]["diameter"] = [100, 8000]
+    return content
+
+
+def build_tiny_vessel_model(folder: Path) -> Path:
+    """Recipe and random weights in `folder`, marked as untrained; returns the folder."""
+    import torch
+
+    from medseg.networks import build_network
+    from medseg.weights import save_weights, sha256_of
+
+    content = tiny_vessel_recipe()
+    torch.manual_seed(3)
+    network = build_network("fsg-net", **content["network"]["options"])
+    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
+    content["weights"] |= {"sha256": sha256_of(weights), "dtype": "float32", "trained": False}
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
