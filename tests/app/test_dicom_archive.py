@@ -1,4 +1,4 @@
-"""`medseg dicom find`, `get`, `send`, `listen`, `queue` as a user calls them: answers, exit codes, no patient in them."""
+"""`medseg dicom find`, `get`, `send`, `listen`, `queue` as a user calls them: answers, exit codes, no patient there."""
 
 import json
 import signal
