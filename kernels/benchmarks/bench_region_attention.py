@@ -133,7 +133,7 @@ def main() -> None:
     device, arguments = start("Region attention (RAT)")
     if device.type == "cpu":
         large(device)
-    table = Table("Region attention", device)
+    table = Table("Region attention", device, rounds=5)
     for dtype in [torch.float32] if device.type == "cpu" else [torch.bfloat16, torch.float32]:
         check(table, device, dtype)
         rows = [(*size, None) for size in CPU_ROWS] if device.type == "cpu" else GPU_ROWS

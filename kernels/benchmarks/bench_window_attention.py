@@ -169,7 +169,7 @@ def check(table: Table, device: torch.device, dtype: torch.dtype) -> None:
 
 def main() -> None:
     device, arguments = start("Window attention (WAU, RAT, SAM2)")
-    table = Table("Window attention", device)
+    table = Table("Window attention", device, rounds=7)
     for dtype in [torch.float32] if device.type == "cpu" else [torch.bfloat16, torch.float32]:
         check(table, device, dtype)
         for case in ROWS[:1] if arguments.quick else ROWS:

@@ -55,9 +55,10 @@ def launch_backward(
         for spans in (False, True):
             _backward_q_kernel[grid](*inputs, out, dq, drel_h, drel_w, *tables, *sizes, SPANS=spans, **constants)
     if slots[1]:
-        grid = (triton.cdiv(slots[1], constants["BLOCK_K"]), q.shape[1])
+        turned = constants | key_side(constants, layout.grid)
+        grid = (triton.cdiv(slots[1], turned["BLOCK_K"]), q.shape[1])
         for spans in (False, True):
-            _backward_kv_kernel[grid](*inputs, dk, dv, *tables, *sizes, SPANS=spans, **constants)
+            _backward_kv_kernel[grid](*inputs, dk, dv, *tables, *sizes, SPANS=spans, **turned)
     dbias = None if bias is None else _launch_bias(inputs, bias, layout, constants)
     return dq, dk, dv, drel_h, drel_w, dbias
 
@@ -139,6 +140,15 @@ def block_sizes(
         queries, keys = min(queries, 64 if padded_width(grid) >= 64 else 32), key_block(grid)
     options = launch_options(warps=8, stages=2)
     return {"BLOCK_Q": queries, "BLOCK_K": keys, "WIDTH": 16 if grid is None else padded_width(grid), **options}
+
+
+def key_side(constants: dict[str, Any], grid: tuple[int, int] | None) -> dict[str, Any]:
+    """Turn the blocks round for the pass whose programs own keys: what is owned is read once, so it is the larger.
+
+    A decomposed bias keeps its key blocks, which are whole grid rows.
+    """
+    turn = {"BLOCK_Q": "BLOCK_K", "BLOCK_K": "BLOCK_Q"} if grid is None else {}
+    return {name: constants[other] for name, other in turn.items()}
 
 
 def padded_head(width: int) -> int:

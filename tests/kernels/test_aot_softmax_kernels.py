@@ -28,6 +28,8 @@ def arguments(
     chosen = launches.block_sizes(
         max(D, DV), 2 if dtype == "bf16" else 4, ADDED[added], backward=backward, table=added == "table"
     )
+    if kernel is kernels._backward_kv_kernel:
+        chosen |= launches.key_side(chosen, ADDED[added])
     launch = {"warps": chosen.pop("num_warps"), "stages": chosen.pop("num_stages")}
     values: dict[str, Any] = {f"{name}_ptr": f"*{dtype}" for name in ("q", "k", "v", "out", "grad", "dq", "dk", "dv")}
     values |= {f"{name}_ptr": "*fp32" for name in ("m", "total", "delta", "partial")}
