@@ -1,0 +1,86 @@
+"""One run of a model on an upload: the result folder of `medseg infer`, and copies of it to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import UsageError
+from medseg.volume import Volume
+from medseg_app.jobs.opening import image_in
+from medseg_app.jobs.views import write_view
+from medseg_pipelines.case import read_case
+from medseg_pipelines.events import Event
+from medseg_pipelines.formats import parse_formats, require_for_task
+from medseg_pipelines.load import load_model
+from medseg_pipelines.recipe import load_recipe
+from medseg_pipelines.sections import PictureScope
+
+VIEWS = "view"  # within a result: what the browser shows
+
+_loaded: dict[tuple[str, str], Any] = {}  # the last model; loading one costs as much as many a run
+
+
+def run(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
+    """Run the requested model and write its result folder.
+
+    Raises:
+        InputRefused: The image cannot be used, or is not what the model was made for.
+        UsageError: The request cannot be met.
+        ModelMissing: The weights are absent or altered.
+    """
+    request = task["request"]
+    progress(Event(stage="reading", done=0, total=1, seconds_left=None))
+    recipe = load_recipe(request["model"])
+    image = image_in(task["upload"], task["folder"])
+    options: dict[str, Any] = {"force_scope": request.get("confirmed", False), "memory_limit": task["memory_limit"]}
+    if isinstance(recipe.scope, PictureScope):
+        result = _model(request)(image, progress=progress, **options)
+        progress(Event(stage="writing", done=0, total=1, seconds_left=None))
+        result.save(task["folder"] / "result")
+        return
+    formats = parse_formats(",".join(request.get("formats", [])))
+    require_for_task(formats, recipe.task)
+    case = read_case(
+        image,
+        time_point=request.get("time_point"),
+        memory_limit=task["memory_limit"],
+        series=request.get("series"),
+        correct_geometry=request.get("correct_geometry", False),
+    )
+    if recipe.task == "restoration":
+        options |= {"keep_regions": True, "noise": request.get("noise")}
+    result = _model(request)(case, progress=progress, **options)
+    progress(Event(stage="writing", done=0, total=1, seconds_left=None))
+    result.save(task["folder"] / "result", also=_extras(result, formats))
+
+
+def _model(request: dict[str, Any]) -> Any:
+    """The model, loaded once for all runs in a row that want it."""
+    key = (request["model"], request.get("device", "auto"))
+    if Path(request["model"]).is_absolute() or "/" in request["model"]:
+        raise UsageError("model must be a name from the list, got a path; choose one of the list")
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = load_model(key[0], device=key[1])
+    return _loaded[key]
+
+
+def _extras(result: Any, formats: tuple[str, ...]) -> Callable[[Path], None]:
+    """What is written into the result folder beside the result itself."""
+
+    def write(folder: Path) -> None:
+        (folder / VIEWS).mkdir()
+        write_view(result.volume, folder / VIEWS / "main.nii")
+        for name in ("residual", "difference", "regions"):
+            volume = getattr(result, name, None)
+            if isinstance(volume, Volume):
+                write_view(volume, folder / VIEWS / f"{name}.nii")
+        if formats:
+            from medseg_pipelines.dicom_out.writing import check_source, writer
+
+            check_source(result.image)
+            writer(result, formats)(folder)
+
+    return write
