@@ -19,6 +19,7 @@ from medseg_app.options import (
     CorrectGeometry,
     Debug,
     Device,
+    EnforceConsistency,
     Engine,
     Formats,
     Json,
@@ -36,6 +37,7 @@ from medseg_app.options import (
     Verbose,
     parse_size,
 )
+from medseg_app.weights_cli import app as weights_app
 
 _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost up to ten times the time beside other load
@@ -56,6 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(bundle_app)
 app.add_typer(dicom_app)
+app.add_typer(weights_app)
 
 
 def main() -> None:
@@ -108,6 +111,7 @@ def infer(
     noise: Noise = None,
     regions: Regions = None,
     save_regions: SaveRegions = False,
+    enforce_consistency: EnforceConsistency = False,
     device: Device = "auto",
     engine: Engine = "auto",
     memory_limit: MemoryLimit = None,
@@ -142,6 +146,7 @@ def infer(
         noise=noise,
         regions=regions,
         save_regions=save_regions,
+        enforce_consistency=enforce_consistency,
         overwrite=overwrite,
         dry_run=dry_run,
         json=json,

@@ -66,6 +66,14 @@ Regions = Annotated[
 SaveRegions = Annotated[
     bool, typer.Option("--save-regions", help="Write the region map as a volume too.", rich_help_panel=OUTPUT)
 ]
+EnforceConsistency = Annotated[
+    bool,
+    typer.Option(
+        "--enforce-consistency",
+        help="Change finer voxels until they reproduce the input, noise and all.",
+        rich_help_panel=MODEL,
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Result folder.", rich_help_panel=OUTPUT)]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseg.checkpoints import unwrapped
 from medseg.errors import ModelMissing
 from medseg.networks.blocks import ChannelNorm
 from medseg.networks.sam_decoder import MaskDecoder, PromptEncoder
@@ -338,12 +339,6 @@ def _resampling(cells: int, side: int, inside: int, size: int) -> Tensor:
         ..., :inside
     ]
     return F.interpolate(line, size, mode="linear", align_corners=False)[0].mT
-
-
-def unwrapped(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights in a checkpoint of SAM, MedSAM or DB-SAM: plain, below `model` or `net`, with or without `module.`."""
-    inner = next((checkpoint[name] for name in ("model", "net") if isinstance(checkpoint.get(name), Mapping)), None)
-    return {key.removeprefix("module."): x for key, x in (checkpoint if inner is None else inner).items()}
 
 
 def load_published(network: Sam, checkpoint: Mapping[str, Any]) -> list[str]:

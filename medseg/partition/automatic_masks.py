@@ -7,7 +7,6 @@ stay are enlarged by two products, and none is run-length encoded.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from medseg.checkpoints import read_checkpoint
 from medseg.errors import ModelMissing
 from medseg.intensity import rescale_percentiles
-from medseg.networks.sam import PRESETS, Sam, load_published, unwrapped
+from medseg.networks.sam import PRESETS, Sam, load_published
 from medseg.partition.description import AutomaticMasks
 from medseg.partition.torchvision_ops import load_torchvision
 from medseg.regions import region_map
@@ -75,10 +75,7 @@ def load_network(checkpoint: Path | None) -> Sam:
         raise ModelMissing(f"automatic masks need a checkpoint of Segment Anything, got none; {_FETCH}")
     if not Path(checkpoint).is_file():
         raise ModelMissing(f"checkpoint '{Path(checkpoint).name}' is missing; {_FETCH}")
-    try:
-        state = unwrapped(torch.load(checkpoint, map_location="cpu", weights_only=True))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, UnicodeDecodeError):
-        raise ModelMissing(f"checkpoint '{Path(checkpoint).name}' is damaged or no checkpoint; {_FETCH}") from None
+    state = read_checkpoint(Path(checkpoint))
     places = state.get("image_encoder.pos_embed")
     sizes = {config.embed_dim: name for name, config in PRESETS.items()}
     width = 0 if places is None else places.shape[-1]

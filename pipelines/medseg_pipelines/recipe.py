@@ -5,8 +5,6 @@ A model is a folder with `recipe.yaml` and, beside it, the weights and a card. T
 """
 
 import difflib
-import os
-import sys
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
@@ -16,11 +14,11 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from medseg.errors import ModelMissing, UsageError
-from medseg_pipelines.sections import PictureInference, PicturePreparation, PictureScope
+from medseg_pipelines.home import home
+from medseg_pipelines.sections import PictureInference, PictureInstances, PicturePreparation, PictureScope
 from medseg_pipelines.sections import Section as _Section
 
 RECIPE_FILE = "recipe.yaml"
-_HOME = "MEDSEG_HOME"
 
 Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
@@ -221,6 +219,13 @@ class PictureRecipe(_CommonRecipe):
     preparation: PicturePreparation = PicturePreparation()
     inference: PictureInference
     statistics: Literal["areas", "vessels"] = "areas"  # "vessels": length, width and tortuosity too
+    instances: PictureInstances | None = None  # the network gives things and their cores, and things are told apart
+
+    @model_validator(mode="after")
+    def _one_kind_of_thing(self) -> Self:
+        if self.instances is not None and len(self.labels) != 1:
+            raise ValueError(f"labels must be one where instances are told apart, got {len(self.labels)}")
+        return self
 
 
 class PictureRestorationRecipe(_CommonRecipe):
@@ -287,14 +292,8 @@ def _shipped() -> dict[str, Path]:
 
 
 def imported_models() -> Path:
-    """The folder of models that were imported, one folder each: `MEDSEG_HOME`, or where this system keeps such data."""
-    home = os.environ.get(_HOME)
-    if home:
-        return Path(home) / "models"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "medseg" / "models"
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "medseg" / "models"
+    """The folder of models that were imported, one folder each."""
+    return home() / "models"
 
 
 def imported_names() -> list[str]:

@@ -47,6 +47,7 @@ class Request:
     noise: float | None = None
     regions: Path | None = None
     save_regions: bool = False
+    enforce_consistency: bool = False
     overwrite: bool = False
     dry_run: bool = False
     json: bool = False
@@ -202,6 +203,7 @@ def _run_options(request: Request) -> dict[str, Any]:
         "noise": request.noise,
         "regions": regions,
         "keep_regions": request.save_regions,
+        "enforce_consistency": request.enforce_consistency,
     }
 
 
