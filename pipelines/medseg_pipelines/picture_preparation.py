@@ -43,30 +43,74 @@ def prepare_picture(picture: Picture, options: PicturePreparation, field: NDArra
         field: Where the picture shows something, (H, W); found where it is not given.
     """
     field = field_of(picture, options) if field is None else field
-    factor = 1.0 if options.diameter is None else options.diameter / diameter(field)
+    factor = options.zoom if options.diameter is None else options.diameter / diameter(field)
     size = scaled_size(picture.size, factor)
     planes, inside = colour_planes(picture, field, size, options)
+    return Prepared(np.ascontiguousarray(_channels(planes, options) * inside), inside, field)
+
+
+def prepare_window(
+    picture: Picture,
+    place: tuple[slice, slice],
+    options: PicturePreparation,
+    limits: tuple[float, float] | None,
+    zoom: float,
+) -> NDArray[np.float32]:
+    """The channels of one window of a picture, enlarged.
+
+    Args:
+        picture: The whole of it.
+        place: Rows and columns.
+        options: Of the recipe.
+        limits: Of the whole picture, from `unit_limits`, where the recipe stretches.
+        zoom: Pixels of the result per pixel.
+
+    Returns:
+        (C, h, w).
+    """
+    part = Picture(picture.pixels[place])
+    planes = resized(part.unit_planes(), scaled_size(part.size, zoom))
+    return np.ascontiguousarray(_channels(planes if limits is None else stretched(planes, limits), options))
+
+
+def _channels(planes: NDArray[np.float32], options: PicturePreparation) -> NDArray[np.float32]:
+    """Red, green and blue, (3, h, w), to what the network takes, (C, h, w)."""
     mixed = np.tensordot(np.asarray(options.mix, np.float32), planes, axes=1)
     shift, scale = (np.asarray(v, np.float32)[:, None, None] for v in (options.mean, options.deviation))
-    return Prepared(np.ascontiguousarray((mixed - shift) / scale * inside), inside, field)
+    return (mixed - shift) / scale
 
 
 def colour_planes(
     picture: Picture, field: NDArray[np.bool_], size: tuple[int, int], options: PicturePreparation
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Red, green and blue at a size, freed of uneven light where the recipe says so, and the field there.
+    """Red, green and blue at a size, stretched and freed of uneven light where the recipe says so, and the field there.
 
     Returns:
         (3, h, w) and (h, w).
     """
     inside = resized(field[None].astype(np.float32), size)[0] > 0.5
     planes = resized(picture.unit_planes(), size)
+    if options.stretch is not None:
+        planes = stretched(planes, unit_limits(picture, options.stretch))
     if options.flatten is not None:
         sigma = options.flatten * diameter(inside)
         if picture.channels == 1:
             return np.repeat(flatten_light(planes[0], inside, sigma)[None], 3, axis=0), inside
         planes = np.stack([flatten_light(plane, inside, sigma) for plane in planes])
     return planes, inside
+
+
+def unit_limits(picture: Picture, percentiles: tuple[float, float]) -> tuple[float, float]:
+    """Values, 0 to 1 over the range of the type, below which two percentages of a picture lie; of about a million."""
+    step = max(1, round((picture.pixels[..., 0].size / 1e6) ** 0.5))
+    low, high = np.percentile(picture.pixels[::step, ::step], percentiles) / np.iinfo(picture.pixels.dtype).max
+    return float(low), max(float(high), float(low) + 1e-3)
+
+
+def stretched(planes: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[np.float32]:
+    """Values with two of them at 0 and 1, cut off well beyond."""
+    low, high = limits
+    return ((planes - low) / (high - low)).clip(-0.5, 1.5).astype(np.float32)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:

@@ -61,15 +61,15 @@ def probabilities(
     total, weights = torch.zeros(outputs, *source.shape[1:]), torch.zeros(source.shape[1:])
     for done, (row, column) in enumerate(product(*layout.starts[:2]), start=1):
         place = (slice(row, row + side), slice(column, column + side))
-        total[(slice(None), *place)] += _tile(predict, source[(slice(None), *place)], flips, device) * weight
+        total[(slice(None), *place)] += predict_tile(predict, source[(slice(None), *place)], flips, device) * weight
         weights[place] += weight
         if progress:
             progress(done, layout.tiles)
     return (total / weights)[:, :height, :width].numpy()
 
 
-def _tile(predict: Predict, tile: Tensor, flips: bool, device: torch.device | str) -> Tensor:
-    """(C, side, side) to probabilities (K, side, side)."""
+def predict_tile(predict: Predict, tile: Tensor, flips: bool, device: torch.device | str) -> Tensor:
+    """(C, side, side) to probabilities (K, side, side), of the tile and, if wanted, of its mirror images."""
     found = []
     with torch.inference_mode():
         for axes in _MIRRORED if flips else _MIRRORED[:1]:

@@ -27,6 +27,8 @@ class PicturePreparation(Section):
     field: Literal["fundus", "whole"] = "whole"  # "fundus": what lies outside the round field is 0
     diameter: PositiveInt | None = None  # px across the field as the network sees it; None: as it comes
     mix: tuple[tuple[float, float, float], ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))  # of red, green, blue per channel
+    zoom: PositiveFloat = 1.0  # px that the network sees per px of the picture, where `diameter` does not say
+    stretch: tuple[float, float] | None = None  # percentiles of all values that become 0 and 1; None: as they are
     flatten: float | None = Field(default=None, gt=0)  # uneven light is taken out beyond this share of the diameter
     mean: tuple[float, ...] = (0.0,)  # taken from the channels, which else run from 0 to 1
     deviation: tuple[PositiveFloat, ...] = (1.0,)  # and what they are divided by
@@ -41,3 +43,11 @@ class PictureInference(Section):
     threshold: float = Field(default=0.5, gt=0, lt=1)  # a pixel is labelled where its probability is above
     smallest: float = Field(default=0.0, ge=0)  # pieces of a label below this share of the squared diameter are dropped
     bytes_per_pixel: int = Field(default=2000, ge=0)  # memory of the network for each pixel of a tile, measured
+
+
+class PictureInstances(Section):
+    """How the masks of things and of their cores become separate things (`medseg.instances`)."""
+
+    core: float = Field(default=0.5, gt=0, lt=1)  # a pixel seeds a thing where the probability of its core is above
+    smallest: int = Field(default=0, ge=0)  # px; smaller things are dropped
+    reach: PositiveInt = 128  # px; no thing is larger
