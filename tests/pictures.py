@@ -1,15 +1,20 @@
-"""Pictures made up for tests: a fundus photograph with two vessels, and a model of a few thousand parameters."""
+"""Pictures made up for tests: a fundus photograph, files that are no pictures, a model of a few thousand parameters."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from PIL import Image
 
 from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+
+COLOURS = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 def fundus(height: int = 240, width: int = 300) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -50,3 +55,44 @@ def build_tiny_vessel_model(folder: Path) -> Path:
     content["weights"] |= {"sha256": sha256_of(weights), "dtype": "float32", "trained": False}
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
     return folder
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")):
+        parts += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return parts
+
+
+def bad_picture(kind: str, folder: Path) -> Path:
+    """A file in `folder` that is no picture to work on: broken, hostile, or not what its name says."""
+    path = folder / ("a.jpg" if kind in ("cmyk", "png in disguise") else "a.tif" if kind == "pages" else "a.png")
+    image = Image.fromarray(COLOURS)
+    match kind:
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("no picture at all")
+        case "cut":
+            image.save(path)
+            path.write_bytes(path.read_bytes()[:200])
+        case "cmyk":
+            image.convert("CMYK").save(path)
+        case "animated":
+            image.save(path, save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+        case "pages":
+            image.save(path, save_all=True, append_images=[image.rotate(90)])
+        case "png in disguise":
+            image.save(path, format="PNG")
+        case "gigapixel":
+            path.write_bytes(header_of(40_000, 40_000))
+        case "large":
+            path.write_bytes(header_of(12_600, 12_600))
+        case "float":
+            path = path.with_suffix(".tif")
+            Image.fromarray(COLOURS[..., 0].astype(np.float32)).save(path)
+        case "one value":
+            Image.new("RGB", (30, 20), (9, 9, 9)).save(path)
+    return path

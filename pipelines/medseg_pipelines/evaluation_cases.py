@@ -11,12 +11,14 @@ import numpy as np
 
 from medseg import io
 from medseg.errors import InputRefused, UsageError
+from medseg.io.pictures import ENDINGS
 from medseg.io.voxels import finished
 from medseg.volume import Volume
 from medseg_pipelines.evaluation import Name
 from medseg_pipelines.results import LABELS_JSON
 
 _ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh", ".nrrd", ".mha", ".mhd", ".hdr")  # an .img is named by its .hdr
+_CASES = (*_ENDINGS, *ENDINGS)
 _COLUMNS = ("prediction", "reference")
 _SAME_AS_NEIGHBOUR = 0.5  # of the voxels beside foreground; label maps lie above 0.8, eight-bit images below 0.3
 
@@ -91,7 +93,7 @@ def case_name(path: Path) -> str:
         model = (_sidecar(path) or {}).get("model", "")
         return path.resolve().name.removesuffix(f"_{model}")
     name = path.name
-    return next((name[: -len(end)] for end in _ENDINGS if name.lower().endswith(end)), path.stem)
+    return next((name[: -len(end)] for end in _CASES if name.lower().endswith(end)), path.stem)
 
 
 def volume_file(path: Path) -> Path:
@@ -158,7 +160,7 @@ def _members(folder: Path) -> dict[str, Path]:
         path
         for path in sorted(folder.iterdir())
         if not path.name.startswith(".")
-        and (_sidecar(path) is not None or (path.is_file() and path.name.lower().endswith(_ENDINGS)))
+        and (_sidecar(path) is not None or (path.is_file() and path.name.lower().endswith(_CASES)))
     )
     return _by_name(((case_name(path), path) for path in wanted), f"folder '{folder.name}'")
 

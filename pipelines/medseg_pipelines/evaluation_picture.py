@@ -125,7 +125,7 @@ def draw_evaluation(summary: Summary) -> Image.Image:
 
 def _named_rows(summary: Summary) -> dict[str, Row]:
     """What is drawn, from top to bottom: the structures and their mean, or the image as a whole."""
-    if summary.kind == "image":
+    if summary.kind != "labels":
         return {"whole image": summary.overall}
     return {**{row.name: row for row in summary.rows[:_MOST_ROWS]}, "mean of structures": summary.overall}
 

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg_pipelines.evaluation import Evaluation, ImageEvaluation
+from medseg_pipelines.picture_evaluation import PictureEvaluation
 
 CONFIDENCE = 0.95
 DEFAULT_RESAMPLES = 2000
 
 _FEW_CASES = 10
-_IMAGE_ROW = "image"  # an image has one row, a label map one per structure
+_IMAGE_ROW = "image"  # an image and a mask on a picture have one row, a label map one per structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,18 @@ IMAGE_MEASURES = (
     Measure(key="edges", title="Edges", form="{:.3f}", best=1.0),
     Measure(key="flat_bias", title="Bias in flat tissue", unit="%", form="{:+.2f}", factor=100.0, best=0.0),
 )
+PICTURE_MEASURES = (
+    Measure(key="f1", title="F1 (Dice)", best=1.0),
+    Measure(key="sensitivity", title="Sensitivity", best=1.0),
+    Measure(key="specificity", title="Specificity", best=1.0),
+    Measure(key="mcc", title="MCC", best=1.0),
+    Measure(key="auc", title="AUC", best=1.0),
+    Measure(key="cldice", title="clDice", best=1.0),
+)
+_MEASURES = {"labels": LABEL_MEASURES, "image": IMAGE_MEASURES, "picture": PICTURE_MEASURES}
+_KINDS = {Evaluation: "labels", ImageEvaluation: "image", PictureEvaluation: "picture"}
+
+Found = Evaluation | ImageEvaluation | PictureEvaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +65,7 @@ class CaseResult:
     """An evaluated case."""
 
     case: str
-    found: Evaluation | ImageEvaluation
+    found: Found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +107,7 @@ class Summary:
     """All cases of one kind.
 
     Attributes:
-        kind: "labels" or "image".
+        kind: "labels", "image", or "picture" for masks on pictures.
         results: The cases.
         rows: One per structure; a single one for images.
         overall: The means over the structures of each case, over all cases; the only row again for images.
@@ -116,7 +129,7 @@ class Summary:
     @property
     def measures(self) -> tuple[Measure, ...]:
         """What was measured."""
-        return LABEL_MEASURES if self.kind == "labels" else IMAGE_MEASURES
+        return _MEASURES[self.kind]
 
 
 def bootstrap_intervals(
@@ -162,9 +175,9 @@ def summarise(
         seed: Of the bootstrap; equal seeds give equal intervals.
 
     Raises:
-        ValueError: There is no case, or there are label maps and images.
+        ValueError: There is no case, or there are several kinds.
     """
-    kinds = {"labels" if isinstance(result.found, Evaluation) else "image" for result in results}
+    kinds = {_KINDS[type(result.found)] for result in results}
     if len(kinds) != 1:
         raise ValueError(f"results must be at least one and of one kind, got {len(results)} of {sorted(kinds)}")
     tables = [_figures(result.found) for result in results]
@@ -176,7 +189,7 @@ def summarise(
     for number, (name, key) in enumerate(columns):
         rows[name].values[key] = values[:, number]
         rows[name].estimates[key] = _estimate(values[:, number], float(low[number]), float(high[number]))
-    overall = rows[_IMAGE_ROW] if kinds == {"image"} else rows.pop("")
+    overall = rows.pop("") if kinds == {"labels"} else rows[_IMAGE_ROW]
     return Summary(
         kind=kinds.pop(),
         results=tuple(results),
@@ -189,10 +202,10 @@ def summarise(
     )
 
 
-def _figures(found: Evaluation | ImageEvaluation) -> dict[str, dict[str, float]]:
+def _figures(found: Found) -> dict[str, dict[str, float]]:
     """Per row its figures; "" is the row of the means over structures."""
-    if isinstance(found, ImageEvaluation):
-        return {_IMAGE_ROW: {measure.key: getattr(found, measure.key) for measure in IMAGE_MEASURES}}
+    if not isinstance(found, Evaluation):
+        return {_IMAGE_ROW: {measure.key: getattr(found, measure.key) for measure in _MEASURES[_KINDS[type(found)]]}}
     figures = {score.name: {k: v for k, v in asdict(score).items() if k != "name"} for score in found.scores}
     means = {"dice": found.mean_dice, "nsd": found.mean_nsd, "hd95_mm": found.mean_hd95_mm, "asd_mm": found.mean_asd_mm}
     return {**figures, "": means}
@@ -257,7 +270,7 @@ def as_csv(summary: Summary) -> str:
     return out.getvalue()
 
 
-def _case(found: Evaluation | ImageEvaluation) -> dict[str, Any]:
+def _case(found: Found) -> dict[str, Any]:
     content = asdict(found)
     del content["notes"]
     return {"structures" if key == "scores" else key: value for key, value in content.items()}

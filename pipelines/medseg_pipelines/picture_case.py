@@ -20,7 +20,9 @@ from medseg_pipelines.recipe import PictureRecipe, load_recipe, recipe_names
 from medseg_pipelines.scope import Choice, Finding
 from medseg_pipelines.sections import PictureScope
 
-_ROUND = 0.9  # overlap of a field of view with the disc around it, cut where the picture cuts it
+_ROUND = 0.965  # overlap of a field of view with its disc, cut where a camera cuts it; 0.97 up in fundus cameras
+_NOT_ROUND = 0.9  # endoscopes with their cut corners lie between
+_FLAT = 0.6  # height over width, or width over height, that no camera cuts the disc down to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +110,10 @@ def _not_a_fundus(picture: Picture, field: NDArray[np.bool_]) -> list[Finding]:
     """What speaks against a photograph of the back of an eye."""
     if field.all():
         return [Finding("doubtful", "it shows no dark border around a round field of view")]
-    if roundness(field) < _ROUND:
-        return [Finding("outside", "what it shows is not round like the field of a fundus camera")]
+    found = roundness(field)
+    if found < _ROUND:
+        grade = "outside" if found < _NOT_ROUND else "doubtful"
+        return [Finding(grade, "what it shows is not round like the field of a fundus camera")]
     step = max(1, max(picture.size) // 256)
     inside = picture.pixels[::step, ::step][field[::step, ::step]]
     red, green, blue = np.median(np.broadcast_to(inside, (len(inside), 3)), axis=0)
@@ -119,12 +123,17 @@ def _not_a_fundus(picture: Picture, field: NDArray[np.bool_]) -> list[Finding]:
 
 
 def roundness(field: NDArray[np.bool_]) -> float:
-    """Overlap (intersection over union) of a field with a disc of its diameter, cut to the rows and columns it has."""
+    """Overlap of a field with a disc of its diameter, cut to the rows and columns it has; 0 for a mere band.
+
+    Overlap is intersection over union, 0 to 1.
+    """
     step = max(1, max(field.shape) // 512)
     rows, columns = np.nonzero(field[::step, ::step])
     top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
     radius = (max(bottom - top, right - left) + 1) / 2
     shown = field[::step, ::step][top : bottom + 1, left : right + 1]
+    if min(shown.shape) < _FLAT * max(shown.shape):
+        return 0.0
     y, x = np.mgrid[: shown.shape[0], : shown.shape[1]]
     best = 0.0
     for row in (shown.shape[0] / 2, radius, shown.shape[0] - radius):

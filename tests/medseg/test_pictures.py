@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +12,7 @@ from PIL import Image
 from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import is_picture, read_indexed, read_mask, read_picture, write_indexed
 from medseg.picture import Picture
-
-COLOURS = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+from pictures import COLOURS, bad_picture, header_of
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "tiff", "bmp", "ppm"])
@@ -78,46 +75,6 @@ def test_imagej_states_micrometres_and_dots_per_inch_say_nothing(tmp_path: Path)
     assert read_picture(tmp_path / "b.tif").spacing is None
 
 
-def _header_of(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = b"\x89PNG\r\n\x1a\n"
-    for kind, content in ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")):
-        parts += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-    return parts
-
-
-def _bad(kind: str, folder: Path) -> Path:
-    path = folder / ("a.jpg" if kind in ("cmyk", "png in disguise") else "a.tif" if kind == "pages" else "a.png")
-    image = Image.fromarray(COLOURS)
-    match kind:
-        case "empty":
-            path.write_bytes(b"")
-        case "text":
-            path.write_text("no picture at all")
-        case "cut":
-            image.save(path)
-            path.write_bytes(path.read_bytes()[:200])
-        case "cmyk":
-            image.convert("CMYK").save(path)
-        case "animated":
-            image.save(path, save_all=True, append_images=[image.rotate(90), image.rotate(180)])
-        case "pages":
-            image.save(path, save_all=True, append_images=[image.rotate(90)])
-        case "png in disguise":
-            image.save(path, format="PNG")
-        case "gigapixel":
-            path.write_bytes(_header_of(40_000, 40_000))
-        case "large":
-            path.write_bytes(_header_of(12_600, 12_600))
-        case "float":
-            path = path.with_suffix(".tif")
-            Image.fromarray(COLOURS[..., 0].astype(np.float32)).save(path)
-        case "one value":
-            Image.new("RGB", (30, 20), (9, 9, 9)).save(path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -135,7 +92,7 @@ def _bad(kind: str, folder: Path) -> Path:
     ],
 )
 def test_a_bad_picture_is_refused_in_one_line(tmp_path: Path, kind: str, words: str) -> None:
-    path = _bad(kind, tmp_path)
+    path = bad_picture(kind, tmp_path)
     with pytest.raises(InputRefused) as refusal:
         read_picture(path)
     text = str(refusal.value)
@@ -145,7 +102,7 @@ def test_a_bad_picture_is_refused_in_one_line(tmp_path: Path, kind: str, words: 
 
 
 def test_memory_is_judged_by_the_header(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(_header_of(5000, 5000))
+    (tmp_path / "a.png").write_bytes(header_of(5000, 5000))
     with pytest.raises(InputRefused, match="memory limit"):
         read_picture(tmp_path / "a.png", memory_limit=1 << 20)
 

@@ -9,13 +9,14 @@ from typing import Any, Literal, cast
 from medseg.errors import InputRefused, MedsegError, UsageError
 from medseg_app.output import print_json, print_line, print_table, tell
 from medseg_app.progress import ProgressView
-from medseg_pipelines.evaluation import Evaluation, ImageEvaluation, evaluate, evaluate_images
+from medseg_pipelines.evaluation import evaluate, evaluate_images
 from medseg_pipelines.evaluation_cases import Pair, Pairing, WantedKind, find_pairs, load_pair
 from medseg_pipelines.evaluation_report import save_report
 from medseg_pipelines.evaluation_summary import (
     CaseResult,
     Estimate,
     Failure,
+    Found,
     Measure,
     Summary,
     as_csv,
@@ -25,6 +26,7 @@ from medseg_pipelines.evaluation_summary import (
 )
 from medseg_pipelines.events import Event
 from medseg_pipelines.folders import check_target
+from medseg_pipelines.picture_evaluation import evaluate_pictures, is_picture_pair
 from medseg_pipelines.recipe import recipe_folder, recipe_names
 
 _KINDS = ("auto", "labels", "image")
@@ -128,7 +130,9 @@ def _compare_all(
             try:
                 found = _compare(pair, request, table)
                 if results and type(results[0].found) is not type(found):
-                    raise InputRefused("cases must be all labels or all images; --kind says what they are")
+                    raise InputRefused(
+                        "cases must be all labels, all images or all pictures; --kind says what they are"
+                    )
                 results.append(CaseResult(case=pair.case, found=found))
             except MedsegError as error:
                 if len(pairs) == 1 or isinstance(error, UsageError):  # a wrong map is wrong for every case
@@ -141,7 +145,9 @@ def _compare_all(
     return results, failures
 
 
-def _compare(pair: Pair, request: Request, table: dict[str, Any] | None) -> Evaluation | ImageEvaluation:
+def _compare(pair: Pair, request: Request, table: dict[str, Any] | None) -> Found:
+    if is_picture_pair(pair.prediction, pair.reference):
+        return evaluate_pictures(pair.prediction, pair.reference)
     kind = cast("WantedKind", request.kind)  # checked before
     loaded = load_pair(pair, kind=kind, time_point=request.time_point)
     ours, theirs = loaded.prediction, loaded.reference
@@ -168,7 +174,7 @@ def _show(summary: Summary, request: Request) -> None:
         for note in summary.notes:
             tell(note)
         return
-    if summary.kind == "image":
+    if summary.kind != "labels":
         _print_images(summary)
     elif len(summary.results) == 1:
         _print_case(summary)

@@ -10,14 +10,21 @@ from medseg.io.pictures import ENDINGS, is_picture, read_picture
 from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
 from medseg_pipelines.events import Event
 from medseg_pipelines.picture_case import PictureCase, choose_picture_model, judge_picture, read_picture_case
-from medseg_pipelines.recipe import PictureRecipe, load_recipe
+from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, load_recipe
 from medseg_pipelines.scope import require_in_scope
+from medseg_pipelines.words import RESTORED
 
 if TYPE_CHECKING:
     from medseg_app.commands.infer import Request
     from medseg_app.progress import ProgressView
+    from medseg_pipelines.picture_restoration import PictureRestoration
+    from medseg_pipelines.picture_restored import RestoredPicture
     from medseg_pipelines.picture_results import PictureResult
     from medseg_pipelines.picture_segmentation import PictureSegmentation
+
+    PictureModel = PictureRestoration | PictureSegmentation
+
+_RECIPES = (PictureRecipe, PictureRestorationRecipe)
 
 
 def wants_picture(path: Path, model: str | None) -> bool:
@@ -28,7 +35,7 @@ def wants_picture(path: Path, model: str | None) -> bool:
     """
     if model is None:
         return is_picture(path)
-    if isinstance(load_recipe(model), PictureRecipe):
+    if isinstance(load_recipe(model), _RECIPES):
         return True
     if path.suffix.lower() in ENDINGS and path.is_file():
         raise InputRefused(f"{path.name}: model '{model}' takes volumes, got a picture; choose another with -m")
@@ -42,7 +49,7 @@ def picture_of(path: Path, request: Request) -> tuple[PictureCase, str, str]:
         choice = choose_picture_model(case.picture)
         return case, choice.name, choice.reason
     recipe = load_recipe(request.model)
-    if isinstance(recipe, PictureRecipe):
+    if isinstance(recipe, _RECIPES):
         findings = judge_picture(case.picture, recipe.scope)
         warnings = require_in_scope(findings, recipe.name, force=request.force_scope)
         for warning in warnings if request.dry_run else ():  # a run has them in its result
@@ -51,7 +58,7 @@ def picture_of(path: Path, request: Request) -> tuple[PictureCase, str, str]:
 
 
 def segment(
-    model: PictureSegmentation, case: PictureCase, target: Path, reason: str, request: Request, view: ProgressView
+    model: PictureModel, case: PictureCase, target: Path, reason: str, request: Request, view: ProgressView
 ) -> dict[str, Any]:
     """Run and save one picture; returns what is to be said of it."""
     options = {"force_scope": request.force_scope, "memory_limit": request.memory_limit, "noise": request.noise}
@@ -68,7 +75,7 @@ def segment(
     return {"input": case.record.name, "reason": reason, **_answer(result, target, quiet=request.json)}
 
 
-def plan(model: PictureSegmentation, case: PictureCase, target: Path, reason: str, request: Request) -> dict[str, Any]:
+def plan(model: PictureModel, case: PictureCase, target: Path, reason: str, request: Request) -> dict[str, Any]:
     """What a run would take."""
     found = model.plan(case)
     if not request.json:
@@ -92,11 +99,26 @@ def plan(model: PictureSegmentation, case: PictureCase, target: Path, reason: st
     }
 
 
-def _answer(result: PictureResult, target: Path, *, quiet: bool) -> dict[str, Any]:
+def _answer(result: PictureResult | RestoredPicture, target: Path, *, quiet: bool) -> dict[str, Any]:
     """Print a saved result, and give it as plain data."""
+    from medseg_pipelines.picture_results import PictureResult  # torch is loaded by now
+
     if not quiet:
         for warning in result.warnings:
             tell(f"warning: {warning}")
+    said = {"model": result.recipe.name, "output": str(target), "warnings": list(result.warnings)}
+    if isinstance(result, PictureResult):
+        return {**said, **_segmented(result, target, quiet=quiet)}
+    if not quiet:
+        print_line(f"restored  {target / result.main_file}")
+        print_line(f"residual  {target / 'residual.png'}")
+        print_line(f"picture   {target / 'preview.png'}")
+        print_line(RESTORED)
+    return {**said, "restored": str(target / result.main_file), "quality": result.statistics()}
+
+
+def _segmented(result: PictureResult, target: Path, *, quiet: bool) -> dict[str, Any]:
+    if not quiet:
         rows = [(figure.label, figure.name, figure.number, figure.unit) for figure in result.figures]
         print_table(("label", "figure", "value", ""), rows, numeric=("value",))
         print_line(f"labels    {target / result.main_file}")
@@ -104,9 +126,6 @@ def _answer(result: PictureResult, target: Path, *, quiet: bool) -> dict[str, An
         print_line(f"picture   {target / 'preview.png'}")
         print_line(f"figures   {target / 'statistics.csv'}")
     return {
-        "model": result.recipe.name,
-        "output": str(target),
-        "warnings": list(result.warnings),
         "labels": str(target / result.main_file),
         "figures": [{"label": f.label, "name": f.name, "value": f.value, "unit": f.unit} for f in result.figures],
     }
