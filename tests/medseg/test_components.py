@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from medseg.components import keep_largest
+from medseg.components import keep_largest, without_specks
 
 
 def _scene() -> np.ndarray:
@@ -30,3 +30,16 @@ def test_nothing_but_fluid_is_left_as_it_is() -> None:
     labels[1, 1, 1] = 9
     assert np.array_equal(keep_largest(labels, loose=[9]), labels)
     assert not keep_largest(np.zeros((3, 3, 3), np.uint8)).any()
+
+
+def test_specks_and_the_border_of_the_field_go_and_vessels_that_reach_it_stay() -> None:
+    y, x = np.mgrid[:80, :80]
+    distance = np.hypot(y - 40, x - 40)
+    field = distance < 38
+    labels = np.where((abs(x - 40) < 2) & field, np.uint8(1), np.uint8(0))  # a vessel from border to border
+    kept = labels.copy()
+    labels[(distance > 34) & field & (x > 50)] = 1  # the border
+    labels[20:23, 20:23] = 1  # a speck
+    labels[25:28, 20:23] = 2
+    assert np.array_equal(without_specks(labels, field, least=10, rim=5), kept)
+    assert np.array_equal(without_specks(labels, field, least=0, rim=0), labels)
