@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from skimage import measure
 
+from medseg.components import without_specks
 from medseg.errors import UsageError
 from medseg.fundus import diameter
 from medseg_pipelines import inferers
@@ -117,12 +117,9 @@ class PictureSegmentation(Runner[PictureRecipe]):
         ids = np.array([label.id for label in self.recipe.labels], np.uint8)
         best = found.argmax(0)
         labels = np.where(found.max(0) > self.recipe.inference.threshold, ids[best], 0).astype(np.uint8)
-        least = self.recipe.inference.smallest * diameter(field) ** 2
-        if least > 1:
-            for number in ids:
-                pieces = np.asarray(measure.label(labels == number, connectivity=2))
-                sizes = np.bincount(pieces.ravel())
-                labels[(sizes < least)[pieces] & (labels == number)] = 0
+        across, options = diameter(field), self.recipe.inference
+        if options.smallest or options.rim:
+            labels = without_specks(labels, field, least=options.smallest * across**2, rim=options.rim * across)
         return labels
 
     def _doubts(self, figures: tuple[Figure, ...]) -> list[str]:

@@ -42,6 +42,7 @@ class PictureInference(Section):
     flips: bool = False  # also of the picture mirrored both ways, averaged
     threshold: float = Field(default=0.5, gt=0, lt=1)  # a pixel is labelled where its probability is above
     smallest: float = Field(default=0.0, ge=0)  # pieces of a label below this share of the squared diameter are dropped
+    rim: float = Field(default=0.0, ge=0)  # and pieces nowhere farther than this share of it from the edge of the field
     bytes_per_pixel: int = Field(default=2000, ge=0)  # memory of the network for each pixel of a tile, measured
 
 
