@@ -127,6 +127,40 @@ def read_indexed(path: Path) -> NDArray[np.uint8]:
         return np.array(image, np.uint8)
 
 
+def write_ids(ids: NDArray[np.integer], path: Path) -> None:
+    """Numbers of labels or things as a grey picture, 16 bit for `.png` and 32 bit for `.tif`.
+
+    Args:
+        ids: (H, W), 0 to 65535 for `.png`.
+        path: Ends in `.png` or `.tif`.
+    """
+    if path.suffix == ".tif":
+        Image.fromarray(ids.astype(np.int32)).save(path, compression="tiff_deflate")
+    else:
+        Image.fromarray(ids.astype(np.uint16)).save(path)
+
+
+def read_ids(path: Path, *, memory_limit: int | None = None) -> NDArray[np.int32]:
+    """Numbers of labels or things, (H, W), of a grey picture of 8 to 32 bit, an indexed PNG, or a colour per thing.
+
+    Raises:
+        InputRefused: As for `read_picture`, but for one value everywhere.
+        UsageError: There is no such file.
+    """
+    path = Path(path)
+    _require_file(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise InputRefused(f"{path.name}: expected a picture with numbers, a name that ends in {', '.join(ENDINGS)}")
+    with _opened(path) as image:
+        refuse_large(path.name, image.width, image.height, _limit(memory_limit))
+        _require_one_frame(path.name, image)
+        if image.mode in ("1", "L", "P", "I", *_DEEP_GREY):
+            return np.array(image).astype(np.int32)
+    pixels = _read(path, memory_limit).pixels.astype(np.int64)
+    colours = pixels @ np.array([1, 1 << 16, 1 << 32])[: pixels.shape[2]]
+    return np.unique(colours, return_inverse=True)[1].reshape(colours.shape).astype(np.int32)
+
+
 def _read(path: Path, memory_limit: int | None) -> Picture:
     _require_file(path)
     if path.suffix.lower() not in ENDINGS:

@@ -292,7 +292,7 @@ class HERSeg(nn.Module):
         depths: Blocks of its stages.
         num_heads: Heads of its stages.
         drop_path: Share of samples that skip a branch of the last block in training.
-        decoder: Widths behind the encoder.
+        decoder: Widths behind the encoder, or fields of `DecoderSize` by name.
         meta_pool: Pool the decoder's values as the paper draws it; no published weights were trained so.
     """
 
@@ -305,12 +305,12 @@ class HERSeg(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
         drop_path: float = 0.1,
-        decoder: DecoderSize | None = None,
+        decoder: DecoderSize | Mapping[str, int] | None = None,
         meta_pool: bool = False,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
-        size = decoder or DecoderSize()
+        size = decoder if isinstance(decoder, DecoderSize) else DecoderSize(**(decoder or {}))
         self.image_encoder = Encoder(in_channels, dim, depths=depths, num_heads=num_heads, drop_path=drop_path)
         self.neck = nn.Sequential(
             nn.Conv2d(dim, size.dim, kernel_size=1, bias=False),

@@ -39,8 +39,8 @@ class PictureResult(Outcome):
 
     recipe: PictureRecipe
     picture: Picture
-    labels: NDArray[np.uint8]
-    probability: NDArray[np.float32]
+    labels: NDArray[np.integer]
+    probability: NDArray[Any]
     field: NDArray[np.bool_]
     figures: tuple[Figure, ...]
 
@@ -56,7 +56,7 @@ class PictureResult(Outcome):
 
     def overlay(self, longest: int = _OVERLAY) -> Image.Image:
         """The labels drawn over the picture, reduced to `longest` pixels."""
-        return overlay(self.picture, self.labels, self.field, self.recipe.labels, longest)
+        return overlay(self.picture, self.labels.astype(np.uint8), self.field, self.recipe.labels, longest)
 
     def preview(self) -> Image.Image:
         """Overlay and picture side by side with the figures."""
@@ -79,7 +79,7 @@ class PictureResult(Outcome):
         colors = [(0, 0, 0)] * (max(label.id for label in self.recipe.labels) + 1)
         for label in self.recipe.labels:
             colors[label.id] = label.color
-        write_indexed(self.labels, folder / self.main_file, colors)
+        write_indexed(self.labels.astype(np.uint8), folder / self.main_file, colors)
         for number, label in enumerate(self.recipe.labels):
             scaled = (self.probability[number] * 255).round().astype(np.uint8)
             Image.fromarray(scaled).save(folder / self.probability_file(label.id))

@@ -148,7 +148,7 @@ class PictureSegmentation(Runner[PictureRecipe]):
     def _manifest(
         self,
         case: PictureCase,
-        labels: NDArray[np.uint8],
+        labels: NDArray[np.integer],
         options: RunOptions,
         warnings: list[str],
         report: Reporter,

@@ -16,6 +16,12 @@ from medseg_pipelines.recipe import PictureRecipe
 MEANING = {
     "area fraction": "share of the field of view that is labelled",
     "area": "of all labelled pixels",
+    "count": "of the things that were told apart",
+    "at the border": "of these, things that touch the border of the picture and may be cut",
+    "median area": "of the things that do not touch the border",
+    "area, lower quartile": "a quarter of them is smaller",
+    "area, upper quartile": "a quarter of them is larger",
+    "median diameter": "of a disc with the median area",
     "length": "of the centre lines (skeleton), smoothed over 5 pixels",
     "density": "length per area of the field of view",
     "mean width": "area over length",

@@ -9,6 +9,7 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.course import Course
+from medseg_pipelines.training.instances import InstanceCourse
 from medseg_pipelines.training.loop import Diverged, Progress, run_steps
 from medseg_pipelines.training.outcome import write_model
 from medseg_pipelines.training.patches_course import PictureCourse
@@ -20,6 +21,7 @@ from medseg_pipelines.training.synthetic import SyntheticCourse
 __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
 _COURSES: dict[str, type[Course]] = {
+    "instances": InstanceCourse,
     "picture-pairs": PicturePairCourse,
     "pictures": PictureCourse,
     "restoration": RestorationCourse,
