@@ -26,7 +26,7 @@ from medseg_pipelines.picture_evaluation import PictureEvaluation, score_picture
 from medseg_pipelines.picture_segmentation import PictureSegmentation
 
 VALIDATION = ("im0001", "im0002")
-_WIDTHS = ((1.0, 2.0, 3.0), (1.5, 2.5, 3.5), (2.0, 3.0, 4.0, 5.0), (2.0, 4.0, 6.0), (3.0, 4.0, 5.0, 6.0))
+_WIDTHS = ((1.0, 2.0, 3.0), (2.0, 3.0, 4.0, 5.0), (3.0, 4.0, 5.0, 6.0), (4.0, 5.0, 6.0, 7.0), (3.0, 5.0, 7.0, 9.0))
 _FLATTEN = 0.04  # of the field's diameter
 _COLUMNS = [field.name for field in fields(PictureEvaluation) if field.name != "notes"]
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import read_indexed
+from medseg.networks import build_network
 from medseg.picture import Picture
 from medseg_pipelines import load_model
 from medseg_pipelines.manifest import read_manifest
@@ -20,7 +21,7 @@ from medseg_pipelines.picture_case import choose_picture_model, judge_picture
 from medseg_pipelines.picture_evaluation import evaluate_pictures, score_picture
 from medseg_pipelines.picture_results import PictureResult
 from medseg_pipelines.picture_tiles import probabilities, tile_plan
-from medseg_pipelines.recipe import RECIPE_FILE, PictureRecipe
+from medseg_pipelines.recipe import RECIPE_FILE, PictureRecipe, load_recipe
 from medseg_pipelines.replay import replay
 from medseg_pipelines.sections import PictureInference, PictureScope
 from medseg_pipelines.training import course_of, train
@@ -133,7 +134,8 @@ LAYOUTS = {
     "DRIVE": {"training/images/21_training.tif": "training/1st_manual/21_manual1.gif"},
     "STARE": {"stare-images/im0001.ppm": "labels-ah/im0001.ah.ppm"},
     "CHASE_DB1": {"Image_01L.jpg": "Image_01L_1stHO.png"},
-    "HRF": {"images/01_dr.JPG": "manual1/01_dr.tif"},
+    "HRF": {"images/01_dr.JPG": "manual1/01_dr.tif", "images/01_h.jpg": "manual1/01_h.tif"},
+    "DRIVE/training": {"images/21_training.tif": "1st_manual/21_manual1.gif"},
 }
 
 
@@ -141,6 +143,14 @@ LAYOUTS = {
 def test_the_folders_of_public_data_sets_are_found(tmp_path: Path, name: str) -> None:
     files = course_of("vessels").files(_layout(tmp_path, LAYOUTS[name]))
     assert [str(path.relative_to(tmp_path)) for path in files] == [*LAYOUTS[name], *LAYOUTS[name].values()]
+
+
+def test_the_recipe_of_the_published_network_builds_it() -> None:
+    recipe = load_recipe("vessels-published")
+    with torch.device("meta"):
+        network = build_network(recipe.network.name, **recipe.network.options)
+    assert sum(parameter.numel() for parameter in network.parameters()) == recipe.weights.parameters
+    assert course_of("vessels-published").options.crop == 288
 
 
 def test_a_missing_mask_and_an_unknown_folder_are_said(tmp_path: Path) -> None:

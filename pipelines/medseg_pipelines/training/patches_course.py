@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from medseg_pipelines.training.patches import PatchOptions, PatchSampler, PatchS
 class Layout(Section):
     """Where a data set keeps its images and masks; `*` stands for what tells one case from another."""
 
-    images: str  # pattern below the data folder, one `*` in the file name
+    images: str  # pattern below the data folder, one `*` in the file name; capital and small letters are the same
     masks: str  # the same, `*` filled in with what it stood for in the name of the image
 
     @field_validator("images", "masks")
@@ -33,18 +34,48 @@ class Layout(Section):
 
     def pairs(self, data: Path) -> list[tuple[Path, Path]]:
         """Images with the masks that belong to them, in the order of their names; a mask may be missing."""
-        before, after = self.images.rsplit("/", 1)[-1].split("*")
+        masks = _matches(data, self.masks)
         found = []
-        for image in sorted(data.glob(self.images)):
-            case = image.name[len(before) : len(image.name) - len(after)]
-            found.append((image, data / self.masks.replace("*", case)))
+        for case, image in sorted(_matches(data, self.images).items()):
+            mask = masks.get(case, data / self.masks.replace("*", image.name[_star(self.images, image.name)]))
+            if mask != image:
+                found.append((image, mask))
         return found
+
+
+def _matches(data: Path, pattern: str) -> dict[str, Path]:
+    """Files that follow a pattern, by what its `*` stands for, in small letters."""
+    folder, _, name = pattern.rpartition("/")
+    shape = re.compile(re.escape(name).replace(r"\*", "(.+)"), re.IGNORECASE)
+    place = data / folder
+    files = sorted(path for path in place.iterdir() if path.is_file()) if place.is_dir() else []
+    matches = ((shape.fullmatch(path.name), path) for path in files)
+    return {match[1].lower(): path for match, path in matches if match}
+
+
+def _star(pattern: str, name: str) -> slice:
+    """Which letters of a file name the `*` of its pattern stands for."""
+    before, after = pattern.rsplit("/", 1)[-1].split("*")
+    return slice(len(before), len(name) - len(after))
+
+
+PUBLIC = {
+    name: Layout(images=images, masks=masks)
+    for name, images, masks in (
+        ("DRIVE", "training/images/*_training.tif", "training/1st_manual/*_manual1.gif"),
+        ("DRIVE/training", "images/*_training.tif", "1st_manual/*_manual1.gif"),
+        ("STARE", "stare-images/*.ppm", "labels-ah/*.ah.ppm"),
+        ("CHASE_DB1", "Image_*.jpg", "Image_*_1stHO.png"),
+        ("HRF", "images/*.jpg", "manual1/*.tif"),
+        ("images and masks", "images/*.png", "masks/*.png"),
+    )
+}
 
 
 class PictureOptions(PatchOptions):
     """The `training` section of a recipe that learns from images and masks in a folder."""
 
-    layouts: dict[str, Layout] = Field(min_length=1)  # by name; the first that the data folder follows is taken
+    layouts: dict[str, Layout] = Field(default={})  # by name; beside those of public data sets, tried after them
 
 
 class PictureCourse(Course[PictureOptions]):
@@ -54,8 +85,9 @@ class PictureCourse(Course[PictureOptions]):
 
     def files(self, data: Path) -> list[Path]:
         """All images, then their masks in the same order."""
-        for name, layout in self.options.layouts.items():
-            pairs = [(image, mask) for image, mask in layout.pairs(data) if image != mask]
+        layouts = {**PUBLIC, **self.options.layouts}
+        for name, layout in layouts.items():
+            pairs = layout.pairs(data)
             complete = [(image, mask) for image, mask in pairs if mask.is_file()]
             if complete and len(complete) < len(pairs):
                 missing = next(mask for _, mask in pairs if not mask.is_file())
@@ -65,7 +97,7 @@ class PictureCourse(Course[PictureOptions]):
                 )
             if complete:
                 return [image for image, _ in complete] + [mask for _, mask in complete]
-        known = "; ".join(f"{name} ({a.images} with {a.masks})" for name, a in self.options.layouts.items())
+        known = "; ".join(f"{name} ({a.images} with {a.masks})" for name, a in layouts.items())
         raise UsageError(f"data folder '{data}' must be laid out like one of {known}; see --data")
 
     def trainer(self, device: str) -> PatchTrainer:
