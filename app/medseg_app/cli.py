@@ -94,7 +94,7 @@ def infer(
         list[Path],
         typer.Argument(
             metavar="INPUT",
-            help="NIfTI, MGH, NRRD or MetaImage files; DICOM as folder, zip, DICOMDIR or file.",
+            help="NIfTI, MGH, NRRD or MetaImage files; DICOM as folder, zip, DICOMDIR or file; PNG, JPEG, TIFF, BMP.",
             show_default=False,
         ),
     ],
@@ -124,7 +124,7 @@ def infer(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> int:
-    """Restore or segment volumes; each result lies on the grid of its input.
+    """Restore or segment volumes and pictures; each result lies on the grid of its input.
 
     A result is a folder: beside its input as NAME_MODEL, or -o; with several inputs -o holds one folder for each.
     """
