@@ -24,6 +24,7 @@ from medseg_kernels import haar3d_project
 SLOPE = 0.01  # of every leaky ReLU in the generator and in the dense blocks of both networks
 ENCODER_SLOPE = 0.2  # of those between the discriminator's encoder stages; its decoder has plain ReLU
 SHARE = 0.2  # of what a residual branch adds
+LOBES = 8  # acquired voxels to each side that interpolation reads: what was cut off in k-space asks for a long sinc
 
 
 class WaveletUnit(nn.Module):
@@ -150,7 +151,7 @@ class Shuffle(nn.Module):
 
 def doubled(x: Tensor) -> Tensor:
     """Lanczos interpolation of (B, C, D, H, W) to twice the voxels along each axis; the outer edges stay in place."""
-    weights = lanczos_weights(2).to(x)
+    weights = lanczos_weights(2, lobes=LOBES).to(x)
     reach = weights.shape[1] // 2
     for axis in (2, 3, 4):
         shape, pad = [2, 1, 1, 1, 1], [0] * 6
@@ -201,15 +202,18 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Intensities as the recipe scales them, (B, C, D, H, W), to (B, C_out, scale D, scale H, scale W), alike."""
+        if not self.shortcut:
+            return self.branch(x)
+        interpolated = x[:, : self.out_channels]
+        for _ in range(self.num_upsample):
+            interpolated = doubled(interpolated)
+        return interpolated + SHARE * self.branch(x)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """All but the shortcut: (B, C, D, H, W) to (B, C_out, scale D, scale H, scale W)."""
         shallow = self.conv1(x)
         deep = shallow + self.conv2(self.res_blocks1(shallow))
-        restored = self.conv3(self.upsampling(deep))
-        return self._interpolated(x[:, : self.out_channels]) + SHARE * restored if self.shortcut else restored
-
-    def _interpolated(self, x: Tensor) -> Tensor:
-        for _ in range(self.num_upsample):
-            x = doubled(x)
-        return x
+        return self.conv3(self.upsampling(deep))
 
 
 def down_block(name: str, in_channels: int, out_channels: int, *, norm: bool = True) -> nn.Sequential:

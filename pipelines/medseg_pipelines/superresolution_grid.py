@@ -40,7 +40,7 @@ class FinerGrid:
             return cls(grid, (2, 2, 2))
         spacing = np.asarray(grid.spacing)
         axis = int(spacing.argmax())
-        factor = min(upscaling.largest_factor, round(spacing[axis] / float(np.delete(spacing, axis).max())))
+        factor = min(upscaling.largest_factor, round(spacing[axis] / float(np.delete(spacing, axis).min())))
         if factor < 2:
             steps = " x ".join(f"{step:.3g}" for step in spacing)
             raise InputRefused(

@@ -8,7 +8,7 @@ import torch
 from scipy import ndimage
 
 from medseg.acquisition import Acquisition, along_axes, kspace_axis, lanczos_axis, profile_axis, spline_axis
-from medseg.networks.disgan import doubled
+from medseg.networks.disgan import LOBES, doubled
 
 SIZES = [(2, 2), (12, 2), (14, 2), (15, 3), (40, 8)]
 
@@ -70,9 +70,9 @@ def test_splines_are_those_of_scipy() -> None:
 
 
 def test_lanczos_as_a_matrix_and_as_a_convolution() -> None:
-    x = torch.randn(1, 2, 20, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = along_axes(x[0, 1], [lanczos_axis(n, 2) for n in x.shape[2:]])
-    inner = (slice(6, -6), slice(6, -6), slice(6, -6))  # at the ends the one mirrors, the other repeats
+    x = torch.randn(1, 2, 20, 19, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = along_axes(x[0, 1], [lanczos_axis(n, 2, lobes=LOBES) for n in x.shape[2:]])
+    inner = (slice(2 * LOBES, -2 * LOBES),) * 3  # at the ends the one mirrors, the other repeats
     torch.testing.assert_close(doubled(x)[0, 1][inner], expected[inner])
 
 

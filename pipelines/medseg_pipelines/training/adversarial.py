@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.disgan import Discriminator, Generator
+from medseg.networks.disgan import SHARE, Discriminator, Generator
 from medseg.networks.disgan_training import FeatureExtractor, discriminator_loss, generator_loss, noise_level
 from medseg.weights import load_weights
 from medseg_pipelines.training.loop import Diverged, Optimisation, Section, Trainer, learning_rate_at
@@ -106,8 +106,13 @@ class AdversarialTrainer(Trainer):
         return error
 
     def _restored(self, sample: Any) -> Tensor:
+        """The block; what the network gives for the context around it is cut off."""
         with self.autocast():
-            return self.network(sample.acquired.to(self.device)).float()
+            branch = self.network.branch(sample.acquired.to(self.device)).float()
+        cut = [(wide - kept) // 2 for wide, kept in zip(branch.shape[2:], sample.fine.shape[2:], strict=True)]
+        place = tuple(slice(c, wide - c) for c, wide in zip(cut, branch.shape[2:], strict=True))
+        branch = branch[(..., *place)]
+        return sample.interpolated.to(self.device) + SHARE * branch if self.network.shortcut else branch
 
     def _contest(self, sample: Any) -> float:
         """One step of both networks: all gradients first, so that a bad number changes nothing."""
@@ -145,7 +150,7 @@ class AdversarialTrainer(Trainer):
         return level * torch.randn(like.shape, generator=generator).to(like)
 
     def _generator_loss(self, restored: Tensor, fine: Tensor, noise: Tensor) -> Tensor:
-        with self.autocast():
+        with self._judging():
             with torch.no_grad():
                 real = self.judge(fine + noise).float()
             fake = self.judge(restored + noise).float()
@@ -156,9 +161,14 @@ class AdversarialTrainer(Trainer):
         )
 
     def _judge_loss(self, restored: Tensor, fine: Tensor, noise: Tensor) -> Tensor:
-        with self.autocast():
+        with self._judging():
             real, fake = self.judge(fine + noise), self.judge(restored + noise)
         return discriminator_loss(real.float(), fake.float())
+
+    def _judging(self) -> torch.autocast:
+        """As `autocast`, but not on CPUs: there the gradient of a convolution over 2 x 2 x 2 voxels, as in the deepest
+        stages of the discriminator, is garbage in bfloat16 (oneDNN of torch 2.13)."""
+        return self.autocast() if torch.device(self.device).type == "cuda" else torch.autocast("cpu", enabled=False)
 
     def _watch(self, content: float) -> None:
         """Follow the error; keep a copy of good states, and go back to it where the generator collapsed.

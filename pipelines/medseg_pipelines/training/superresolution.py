@@ -17,7 +17,7 @@ from medseg.degradation import add_rician_noise
 from medseg.errors import InputRefused, UsageError
 from medseg.geometry import to_ras
 from medseg.io import read
-from medseg.networks.disgan import Generator
+from medseg.networks.disgan import LOBES, Generator
 from medseg.synthesis import Subject, SynthesisOptions, Tissue, synthesise
 from medseg_pipelines.recipe import SuperResolutionRecipe, load_recipe
 from medseg_pipelines.slices import Scaling
@@ -29,7 +29,7 @@ from medseg_pipelines.training.synthetic import SyntheticOptions, load_subjects
 
 _TRIES = 4  # draws of a place until it holds more than background
 _SOMETHING = 0.2  # of the scaled range between the darkest and the brightest voxel
-_MARGIN = 2  # acquired voxels on each side that only feed the profiles and are cut off
+_MARGIN = {"all": LOBES, "slices": 2}  # acquired voxels on each side that feed profiles and interpolation
 _EMPTY = 0.02  # of the scaled range; what is darker than this all around is no image
 _AIR = 8  # voxels kept around the image
 
@@ -57,15 +57,16 @@ class SuperResolutionOptions(Optimisation):
     synthetic: Synthetic | None = None
     factors: tuple[int, ...] = (2,)  # finer voxels per acquired one; one of them is drawn for each step
     block: int = Field(default=36, ge=8)  # finer voxels along each side, filled up to a multiple of the factor
+    context: int = Field(default=0, ge=0, le=2)  # voxels around the block that the network sees and nobody judges
     batch: int = Field(default=2, ge=1)
     steps: int = Field(ge=1)  # of the mean absolute error alone
     adversarial: Adversarial = Adversarial()
     real: float = Field(default=0.5, ge=0, le=1)  # share of blocks from `images` where there are both kinds
     clean: float = Field(default=0.35, ge=0, le=1)  # share of blocks without noise
     noise: tuple[float, float] = (0.005, 0.08)  # Rician, share of the brightest tissue
-    taper: tuple[float, float] = (0.0, 0.6)  # of k-space filters
-    width: tuple[float, float] = (0.8, 1.15)  # of slice profiles
-    profiles: float = Field(default=0.3, ge=0, le=1)  # share of doubled blocks with a slice profile along one axis
+    taper: float = Field(default=0.4, ge=0, le=1)  # of k-space filters, at most; half of the blocks have none
+    width: tuple[float, float] = (0.9, 1.15)  # of slice profiles
+    profiles: float = Field(default=0.2, ge=0, le=1)  # share of doubled blocks with a slice profile along one axis
 
     @model_validator(mode="after")
     def _some_data(self) -> SuperResolutionOptions:
@@ -81,11 +82,13 @@ class Pair:
     """Blocks as the network sees them, and as they were.
 
     Attributes:
-        acquired: (B, C, x, y, z).
+        acquired: (B, C, x, y, z), of more than the block where the recipe gives it context.
+        interpolated: (B, 1, X, Y, Z), by Lanczos from what lies around the block, too.
         fine: (B, 1, X, Y, Z).
     """
 
     acquired: Tensor
+    interpolated: Tensor
     fine: Tensor
 
 
@@ -113,38 +116,48 @@ class Blocks(Dataset[Pair]):
         adversarial = step >= self.options.steps
         side = self.options.adversarial.block if adversarial else self.options.block
         batch = self.options.adversarial.batch if adversarial else self.options.batch
-        pairs = [self._pair(draw, factor, side) for _ in range(batch)]
-        return Pair(torch.stack([low for low, _ in pairs]), torch.stack([high for _, high in pairs]))
+        blocks = zip(*(self._block(draw, factor, side) for _ in range(batch)), strict=True)
+        return Pair(*(torch.stack(parts) for parts in blocks))
 
-    def _pair(self, draw: _Draw, factor: int, side: int) -> tuple[Tensor, Tensor]:
+    def _block(self, draw: _Draw, factor: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What one item of the batch adds to a `Pair`."""
         steps = (1, 1, factor) if self.through_plane else (factor,) * 3
-        margin = [0 if step == 1 else _MARGIN * step for step in steps]
+        around = _MARGIN["slices" if self.through_plane else "all"]
+        context = self.options.context
+        margin = [context if step == 1 else around * step for step in steps]
         kept = [-(-side // step) * step for step in steps]
-        fine = self._block(draw, [n + 2 * m for n, m in zip(kept, margin, strict=True)])
+        fine = self._place(draw, [n + 2 * m for n, m in zip(kept, margin, strict=True)])
         fine = fine * draw.uniform(0.8, 1.2)
         acquired = along_axes(fine, self._operators(draw, fine.shape, steps))
         noise = 0.0 if draw.chance(self.options.clean) else draw.logarithmic(*self.options.noise)
         acquired = add_rician_noise(acquired, noise, draw.generator)  # a magnitude even without noise
+        lobes = 3 if self.through_plane else LOBES
+        interpolated = along_axes(
+            acquired,
+            [
+                None if k == 1 else lanczos_axis(n, k, lobes=lobes).float()
+                for n, k in zip(acquired.shape, steps, strict=True)
+            ],
+        )
+        seen, scale = acquired[None], factor
         if self.through_plane:
-            acquired = along_axes(acquired, (None, None, lanczos_axis(acquired.shape[2], factor).float()))
-            distance = slice_distance(fine.shape[2], factor).expand(acquired.shape)
-            seen, cut = torch.stack((acquired, distance)), margin
-        else:
-            seen, cut = acquired[None], [m // step for m, step in zip(margin, steps, strict=True)]
-        return _inner(seen, cut), _inner(fine[None], margin)
+            distance = slice_distance(fine.shape[2], factor).expand(fine.shape)
+            seen, scale = torch.stack((interpolated, distance)), 1
+        cut = [m // scale - context for m in margin]
+        return _inner(seen, cut), _inner(interpolated[None], margin), _inner(fine[None], margin)
 
     def _operators(self, draw: _Draw, shape: torch.Size, steps: tuple[int, ...]) -> list[Tensor | None]:
         """One way of acquiring, as the options let it vary."""
         if self.through_plane:
             return [None, None, profile_axis(shape[2], steps[2], width=draw.uniform(*self.options.width)).float()]
-        taper = max(0.0, draw.uniform(-self.options.taper[1], self.options.taper[1]))  # half of the scanners: none
+        taper = max(0.0, draw.uniform(-self.options.taper, self.options.taper))
         operators = [kspace_axis(n, step, taper=taper).float() for n, step in zip(shape, steps, strict=True)]
         if draw.chance(self.options.profiles):
             width = draw.uniform(*self.options.width)
             operators[2] = profile_axis(shape[2], steps[2], width=width).float()
         return list(operators)
 
-    def _block(self, draw: _Draw, sides: list[int]) -> Tensor:
+    def _place(self, draw: _Draw, sides: list[int]) -> Tensor:
         """A place that holds more than background, in any of 48 orientations."""
         real = bool(self.real) and (not self.synthetic or draw.chance(self.options.real))
         volume = draw.one_of(self.real if real else self.synthetic)
@@ -156,10 +169,8 @@ class Blocks(Dataset[Pair]):
             block = volume[tuple(slice(first[axis], first[axis] + wanted[axis]) for axis in range(3))]
             if block.size and np.ptp(block) > _SOMETHING:
                 break
-        block = torch.from_numpy(np.ascontiguousarray(block.transpose(axes)))
-        block = torch.nn.functional.pad(
-            block, [x for n, m in zip(block.shape[::-1], sides[::-1], strict=True) for x in (0, m - n)]
-        )
+        missing = [(0, side - size) for side, size in zip(sides, block.transpose(axes).shape, strict=True)]
+        block = torch.from_numpy(np.pad(block.transpose(axes), missing, mode="symmetric"))  # no edge where it ends
         return block.flip([axis for axis in range(3) if draw.chance(0.5)])
 
 
@@ -269,7 +280,7 @@ def _fine_image(
     subject: Subject, tissues: list[Tissue], synthetic: Synthetic, generator: torch.Generator
 ) -> np.ndarray:
     options = SynthesisOptions(
-        crop=synthetic.crop, isotropic=1.0, noise=(0.0, 0.0), blur=(0.3, 0.5), tissue_noise=(0.0, 0.02), cut=0.0
+        crop=synthetic.crop, isotropic=1.0, noise=(0.0, 0.0), blur=(0.6, 0.9), tissue_noise=(0.0, 0.01), cut=0.0
     )
     return synthesise(subject, tissues, options, generator).image.numpy()
 

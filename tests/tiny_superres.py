@@ -1,0 +1,77 @@
+"""Models of super-resolution with a few thousand random weights, and a volume for them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import ndimage
+
+from medseg.volume import Volume
+from medseg_pipelines.recipe import RECIPE_FILE
+
+NETWORKS = {
+    "all": {"channels": 1, "filters": 3, "num_res_blocks": 1, "shortcut": True},
+    "slices": {
+        "channels": 2,
+        "out_channels": 1,
+        "filters": 3,
+        "num_res_blocks": 1,
+        "num_upsample": 0,
+        "shortcut": True,
+    },
+}
+
+
+def superres_recipe(axes: str, *, training: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A recipe as it stands in a file."""
+    return {
+        "name": f"tiny-{axes}",
+        "task": "super-resolution",
+        "title": "Finer voxels",
+        "summary": "For tests.",
+        "intended_use": "None.",
+        "licence": "Apache-2.0",
+        "unit": "grey values",
+        "network": {"name": "disgan", "options": NETWORKS[axes]},
+        "upscaling": {
+            "axes": axes,
+            "acquisition": "kspace" if axes == "all" else "profile",
+            "window": [16, 16, 16],
+            "overlap": 0.25,
+        },
+        "scope": {
+            "modalities": ["MR"],
+            "anatomy": "head",
+            "spacing": [0.5, 9.0],
+            "field_of_view": [10, 10, 10],
+            "field_of_view_limit": [400, 400, 400],
+        },
+        "weights": {"file": "weights.safetensors", "sha256": "0" * 64, "trained": False, "parameters": 0},
+        "training": training or {},
+    }
+
+
+def build_superres_model(folder: Path, axes: str) -> Path:
+    """Recipe and random weights in `folder`; returns it."""
+    import torch
+
+    from medseg.networks import build_network
+    from medseg.weights import save_weights, sha256_of
+
+    content = superres_recipe(axes)
+    torch.manual_seed(4)
+    network = build_network("disgan", **NETWORKS[axes])
+    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
+    content["weights"]["sha256"] = sha256_of(weights)
+    content["weights"]["parameters"] = sum(parameter.numel() for parameter in network.parameters())
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder
+
+
+def blobs(shape: tuple[int, int, int], affine: np.ndarray) -> Volume:
+    """Smooth random grey values from 0 to 1000, some background, a little noise."""
+    generator = np.random.default_rng(0)
+    smooth = ndimage.gaussian_filter(generator.normal(size=shape), 2)
+    voxels = np.clip(smooth / smooth.max(), 0, None) * 1000 + generator.uniform(0, 5, shape)
+    return Volume(voxels.astype(np.float32), affine)
