@@ -132,7 +132,13 @@ def prepare_subject(labels: Volume, tissues: Sequence[Tissue], *, margin: int = 
 
 
 def synthesise(
-    subject: Subject, tissues: Sequence[Tissue], options: SynthesisOptions, generator: torch.Generator
+    subject: Subject,
+    tissues: Sequence[Tissue],
+    options: SynthesisOptions,
+    generator: torch.Generator,
+    *,
+    centre: tuple[float, float, float] | None = None,
+    means: Tensor | None = None,
 ) -> Sample:
     """Draw one image of one subject.
 
@@ -141,9 +147,11 @@ def synthesise(
         tissues: The groups.
         options: Ranges.
         generator: The only source of randomness; equal state, equal image.
+        centre: Voxel of the subject in the middle of the crop, but for the drawn shift; its own centre if not given.
+        means: Grey value of each tissue, (tissues,), as `tissue_means` draws them; drawn if not given.
     """
     draw = _Draw(generator)
-    where, flipped = _sampling_points(subject, options, draw)
+    where, flipped = _sampling_points(subject, options, draw, subject.centre if centre is None else centre)
     tissue = torch.from_numpy(subject.tissue).flatten()[where]
     side = torch.from_numpy(subject.side).flatten()[where]
     if flipped:
@@ -151,7 +159,7 @@ def synthesise(
     if draw.chance(options.stripped):
         distance = torch.from_numpy(subject.distance).flatten()[where]
         tissue = torch.where(distance > draw.uniform(*options.strip_margin), torch.zeros_like(tissue), tissue)
-    image = _paint(tissue, tissues, options, draw)
+    image = _paint(tissue, _means(tissues, options, draw) if means is None else means, options, draw)
     image = _degrade(image, options, draw)
     targets = torch.tensor([IGNORE if t.target is None else t.target for t in tissues], dtype=torch.uint8)
     target = targets[tissue.long()]
@@ -160,6 +168,11 @@ def synthesise(
     image = torch.from_numpy(rescale_percentiles(image.numpy(), *options.percentiles))
     image = image * draw.uniform(0.85, 1.15)  # percentiles of a crop are not those of the whole head
     return Sample(image, target, torch.where(target == IGNORE, torch.full_like(side, IGNORE), side))
+
+
+def tissue_means(tissues: Sequence[Tissue], options: SynthesisOptions, generator: torch.Generator) -> Tensor:
+    """Grey value of each tissue in one contrast, (tissues,), about [0, 1], for several images of that contrast."""
+    return _means(tissues, options, _Draw(generator))
 
 
 class _Draw:
@@ -188,7 +201,9 @@ class _Draw:
         return list(weights)[int(pick)]
 
 
-def _sampling_points(subject: Subject, options: SynthesisOptions, draw: _Draw) -> tuple[Tensor, bool]:
+def _sampling_points(
+    subject: Subject, options: SynthesisOptions, draw: _Draw, middle: tuple[float, float, float]
+) -> tuple[Tensor, bool]:
     """Flat index into the subject's arrays for every voxel of the crop, and whether left and right changed places."""
     crop = options.crop
     matrix = _affine(options, draw)
@@ -203,7 +218,7 @@ def _sampling_points(subject: Subject, options: SynthesisOptions, draw: _Draw) -
         coarse = draw.field(1, 3, *control) * (std * draw.uniform(0, 1))
         warp += F.interpolate(coarse, size=crop, mode="trilinear", align_corners=True)[0]
     flat = torch.zeros(crop, dtype=torch.int64)
-    for axis, (size, centre) in enumerate(zip(subject.tissue.shape, subject.centre, strict=True)):
+    for axis, (size, centre) in enumerate(zip(subject.tissue.shape, middle, strict=True)):
         x, y, z = (matrix[axis, i] * line for i, line in enumerate(axes))
         place = warp[axis] + (x[:, None, None] + y[None, :, None] + z[None, None, :]) + centre
         index = place.round_().clamp_(0, size - 1).long()  # the margin of air continues for ever
@@ -247,10 +262,9 @@ def _means(tissues: Sequence[Tissue], options: SynthesisOptions, draw: _Draw) ->
     return means.clamp_(0, 1.1)
 
 
-def _paint(tissue: Tensor, tissues: Sequence[Tissue], options: SynthesisOptions, draw: _Draw) -> Tensor:
+def _paint(tissue: Tensor, means: Tensor, options: SynthesisOptions, draw: _Draw) -> Tensor:
     """Grey value per tissue with its own spread, then the bias field of the coil."""
-    means = _means(tissues, options, draw)
-    spread = torch.tensor([draw.uniform(*options.tissue_noise) for _ in tissues])
+    spread = torch.tensor([draw.uniform(*options.tissue_noise) for _ in means])
     spread[0] = 0.0 if float(means[0]) == 0 else float(spread[0])
     index = tissue.long()
     image = means[index] + spread[index] * draw.field(*tissue.shape)

@@ -34,9 +34,10 @@ def released_loss(
 
 
 def guided_loss(found: Segmented, target: Tensor, epoch: int, *, start: float = 0.5, decay: float = 0.95) -> Tensor:
-    """The released loss, and Dice and entropy of the pseudo mask with the weight that the former holds back.
+    """Dice and entropy of the result, and of the pseudo mask with the weight that the released loss holds back.
 
-    Without the second part nothing tells the first decoder what to draw.
+    Without the second part nothing tells the first decoder what to draw. Every image counts alike, whatever the size of
+    its structure.
 
     Args:
         found: What the network says.
@@ -46,9 +47,13 @@ def guided_loss(found: Segmented, target: Tensor, epoch: int, *, start: float = 
         decay: Of that, per epoch.
     """
     coarse = F.adaptive_avg_pool2d(target.float(), (found.pseudo.shape[-2], found.pseudo.shape[-1]))
-    pseudo = dice_and_binary_entropy(found.pseudo, coarse, from_logits=True)
-    final = dice_and_binary_entropy(found.logits, target.float(), from_logits=True)
-    return final + start * decay**epoch * pseudo
+    return _each_image(found.logits, target.float()) + start * decay**epoch * _each_image(found.pseudo, coarse)
+
+
+def _each_image(logits: Tensor, target: Tensor) -> Tensor:
+    """Dice and entropy, the mean over images (B, 1, H, W)."""
+    pairs = zip(logits, target, strict=True)
+    return torch.stack([dice_and_binary_entropy(x, t, from_logits=True) for x, t in pairs]).mean()
 
 
 def overlap(logits: Tensor, target: Tensor, *, threshold: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from medseg.errors import ModelMissing, UsageError
 from medseg_pipelines.home import home
-from medseg_pipelines.sections import PictureInference, PictureInstances, PicturePreparation, PictureScope
+from medseg_pipelines.sections import (
+    PictureInference,
+    PictureInstances,
+    PicturePreparation,
+    PictureScope,
+    SupportInference,
+)
 from medseg_pipelines.sections import Section as _Section
 
 RECIPE_FILE = "recipe.yaml"
@@ -266,13 +272,35 @@ class SuperResolutionRecipe(_CommonRecipe):
     upscaling: Upscaling
 
 
-Recipe = SegmentationRecipe | RestorationRecipe | PictureRecipe | PictureRestorationRecipe | SuperResolutionRecipe
+class SupportRecipe(_CommonRecipe):
+    """Everything that segments what a support set outlines, but for the set and the weights themselves."""
+
+    task: Literal["support-segmentation"]
+    scope: Scope  # of volumes; pictures are judged by their support set alone
+    inference: SupportInference
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.inference.side % 32:
+            raise ValueError(f"inference.side must be a multiple of 32 pixels, got {self.inference.side}")
+        return self
+
+
+Recipe = (
+    SegmentationRecipe
+    | RestorationRecipe
+    | PictureRecipe
+    | PictureRestorationRecipe
+    | SuperResolutionRecipe
+    | SupportRecipe
+)
 _TASKS: dict[str, type[Recipe]] = {
     "segmentation": SegmentationRecipe,
     "restoration": RestorationRecipe,
     "picture-segmentation": PictureRecipe,
     "picture-restoration": PictureRestorationRecipe,
     "super-resolution": SuperResolutionRecipe,
+    "support-segmentation": SupportRecipe,
 }
 
 

@@ -52,3 +52,13 @@ class PictureInstances(Section):
     core: float = Field(default=0.5, gt=0, lt=1)  # a pixel seeds a thing where the probability of its core is above
     smallest: int = Field(default=0, ge=0)  # px; smaller things are dropped
     reach: PositiveInt = 128  # px; no thing is larger
+
+
+class SupportInference(Section):
+    """How a network that segments by examples sees slices, and how often it is asked."""
+
+    side: PositiveInt  # px of both sides of a slice as the network sees it, a multiple of 32
+    examples: PositiveInt = 4  # that each slice reads: those most like it
+    resamples: int = Field(default=4, ge=0)  # further runs, each without one of the cases: their agreement is told
+    threshold: float = Field(default=0.5, gt=0, lt=1)  # a pixel is labelled where its mean probability is above
+    bytes_per_pixel: int = Field(default=2000, ge=0)  # memory of the network for each pixel of a slice and run

@@ -9,6 +9,7 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.course import Course
+from medseg_pipelines.training.episodes import SupportCourse
 from medseg_pipelines.training.instances import InstanceCourse
 from medseg_pipelines.training.loop import Diverged, Progress, run_steps
 from medseg_pipelines.training.outcome import write_model
@@ -26,6 +27,7 @@ _COURSES: dict[str, type[Course]] = {
     "pictures": PictureCourse,
     "restoration": RestorationCourse,
     "super-resolution": SuperResolutionCourse,
+    "support-set": SupportCourse,
     "synthetic-segmentation": SyntheticCourse,
 }
 

@@ -1,0 +1,252 @@
+"""Segmentation by examples, learned from tasks: examples with a structure outlined, queries to outline it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from medseg.episodes import Anatomy, Episode, EpisodeOptions, anatomy, draw_anatomical, draw_invented, draw_structure
+from medseg.errors import InputRefused, UsageError
+from medseg.geometry import to_ras, to_spacing
+from medseg.io import read
+from medseg.networks.sam2_memory import Memories
+from medseg.networks.sam2_sgp import Sam2Sgp, Segmented
+from medseg.networks.sam2_sgp_training import guided_loss, released_loss
+from medseg.synthesis import SynthesisOptions, Tissue, prepare_subject
+from medseg_pipelines.training.course import Course
+from medseg_pipelines.training.loop import Optimisation, Section, Trainer
+
+_EPOCHS = 40  # that the schedule of the published loss counts in one run
+
+
+class TissueOptions(Section):
+    """One intensity group: label ids of the left (or only) side and of the right side."""
+
+    ids: tuple[int, ...] = ()
+    right: tuple[int, ...] = ()
+    white: float | None = None
+    fluid: bool = False
+    brain: bool = True
+
+
+class SupportStage(Section):
+    """A run of steps with one size of slices, in pixels."""
+
+    steps: int = Field(ge=1)
+    side: int = Field(ge=32)
+
+
+class SupportOptions(Optimisation):
+    """The `training` section of a recipe that learns to segment by examples."""
+
+    labels: str  # pattern of the label maps below the data folder
+    held_out: tuple[str, ...] = ()  # file names that training never sees
+    tissues: dict[str, TissueOptions]  # the first takes every id that no other names
+    unnamed: tuple[str, ...] = ()  # tissues that no task ever asks for
+    stages: list[SupportStage] = Field(min_length=1)
+    tasks: int = Field(default=2, ge=1)  # per step
+    examples: tuple[int, int] = (3, 5)  # per task, fewest and most; each is also a query to the others
+    queries: int = Field(default=2, ge=1)  # further ones per task, where the structure may be missing
+    invented: float = Field(default=0.5, ge=0, le=1)  # share of tasks on anatomies that never were
+    sequences: float = Field(default=0.4, ge=0, le=1)  # share of steps whose queries are neighbouring slices
+    loss: Literal["guided", "released"] = "guided"
+    synthesis: dict[str, Any] = Field(default_factory=dict)
+    episodes: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        return sum(stage.steps for stage in self.stages)
+
+    def groups(self) -> list[Tissue]:
+        """The tissues as the generator wants them, each with its own number as target."""
+        return [
+            Tissue(
+                ids=(*t.ids, *t.right), right=len(t.right), target=index, white=t.white, fluid=t.fluid, brain=t.brain
+            )
+            for index, t in enumerate(self.tissues.values())
+        ]
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """What one step learns from.
+
+    Attributes:
+        examples: (tasks, K, 1, side, side), 0..1.
+        outlines: Alike, 0 or 1.
+        queries: (tasks, Q, 1, side, side), 0..1.
+        targets: Alike, 0 or 1.
+        sequence: The queries of a task are neighbouring slices.
+    """
+
+    examples: Tensor
+    outlines: Tensor
+    queries: Tensor
+    targets: Tensor
+    sequence: bool
+
+
+class TaskSampler(Dataset[Tasks]):
+    """Tasks of step n: drawn from the seed and n alone.
+
+    Args:
+        anatomies: Of label maps.
+        options: The training section.
+    """
+
+    def __init__(self, anatomies: list[Anatomy], options: SupportOptions) -> None:
+        self.anatomies, self.options = anatomies, options
+        self.tissues = options.groups()
+        self.synthesis = SynthesisOptions(**options.synthesis)
+        self.how = [EpisodeOptions(**options.episodes, side=s.side) for s in options.stages for _ in range(s.steps)]
+        self.asked = [i for i, name in enumerate(options.tissues) if i and name not in options.unnamed]
+
+    def __len__(self) -> int:
+        return self.options.steps
+
+    def __getitem__(self, step: int) -> Tasks:
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
+        fewest, most = self.options.examples
+        examples = fewest + int(torch.randint(most - fewest + 1, (), generator=generator))
+        sequence = float(torch.rand((), generator=generator)) < self.options.sequences
+        drawn = [self._task(self.how[step], examples, sequence, generator) for _ in range(self.options.tasks)]
+        images, masks = (torch.stack(column)[:, :, None] for column in zip(*drawn, strict=True))
+        return Tasks(
+            images[:, :examples], masks[:, :examples], images[:, examples:], masks[:, examples:], sequence=sequence
+        )
+
+    def _task(self, how: EpisodeOptions, examples: int, sequence: bool, generator: torch.Generator) -> Episode:
+        counts = {"examples": examples, "queries": self.options.queries, "generator": generator, "sequence": sequence}
+        if float(torch.rand((), generator=generator)) < self.options.invented:
+            return draw_invented(self.synthesis, how, **counts)
+        axis = int(torch.randint(3, (), generator=generator))
+        structure = draw_structure(self.anatomies, self.tissues, self.asked, how, axis=axis, generator=generator)
+        return draw_anatomical(self.anatomies, self.tissues, structure, self.synthesis, how, axis=axis, **counts)
+
+
+def load_anatomies(paths: list[Path], options: SupportOptions) -> list[Anatomy]:
+    """Label maps made ready for the generator.
+
+    Raises:
+        InputRefused: A file is no label map, or holds none of the tissues.
+    """
+    tissues = options.groups()
+    found = []
+    for path in paths:
+        labels = to_spacing(to_ras(read(path, kind="labels"))[0], (1.0, 1.0, 1.0))[0]
+        try:
+            found.append(anatomy(prepare_subject(labels, tissues), tissues))
+        except ValueError as error:
+            raise InputRefused(f"'{path.name}': {error}") from None
+    return found
+
+
+class SupportTrainer(Trainer):
+    """Learns to outline in queries what the examples outline.
+
+    Args:
+        network: Starts from the weights it has.
+        options: The training section.
+        device: A torch device.
+    """
+
+    network: Sam2Sgp
+
+    def __init__(self, network: Sam2Sgp, options: SupportOptions, *, device: str = "cpu") -> None:
+        super().__init__(network, options, total=options.steps, device=device)
+        self.options = options
+
+    def loss(self, sample: Tasks) -> Tensor:
+        """Mean over all images of the loss that the recipe names; in a sequence each query reads those before it."""
+        examples, outlines, queries, targets = (
+            x.to(self.device) for x in (sample.examples, sample.outlines, sample.queries, sample.targets)
+        )
+        tasks, count = examples.shape[:2]
+        network, after = self.network, queries.shape[1]
+        with self.autocast():
+            known = network.features(_coloured(examples))
+            asked = network.features(_coloured(queries))
+            memories = network.support_of(known.deep, outlines.flatten(0, 1)).memories
+            number = torch.arange(tasks * count, device=examples.device).unflatten(0, (tasks, count))
+            found = network.segment(known, memories.chosen(_others(number)))
+            losses = [self._judged(found, outlines.flatten(0, 1))] * count
+            bank = [memories.chosen(number[:, 1:])]
+            for place in range(after) if sample.sequence else ():
+                found = network.segment(asked.of(slice(place, None, after)), Memories.joined(bank))
+                bank.append(network.remember(network.memory(found.embedding, found.logits)))
+                losses.append(self._judged(found, targets[:, place]))
+            if not sample.sequence:
+                found = network.segment(asked, memories.chosen(number[:, 1:].repeat_interleave(after, dim=0)))
+                losses += [self._judged(found, targets.flatten(0, 1))] * after
+        return torch.stack(losses).mean()
+
+    def _judged(self, found: Segmented, target: Tensor) -> Tensor:
+        epoch = self.step * _EPOCHS // self.total
+        if self.options.loss == "released":
+            return released_loss(found.logits, target, epoch)
+        return guided_loss(found, target, epoch)
+
+
+def _coloured(images: Tensor) -> Tensor:
+    """Grey images of all tasks, (tasks, n, 1, side, side), as the network takes them, (tasks n, 3, side, side)."""
+    return images.flatten(0, 1).expand(-1, 3, -1, -1)
+
+
+def _others(number: Tensor) -> Tensor:
+    """For each of the examples of each task, (tasks, K), the others, (tasks K, K - 1)."""
+    count = number.shape[1]
+    others = [[at for at in range(count) if at != own] for own in range(count)]
+    return number[:, torch.tensor(others, device=number.device)].flatten(0, 1)
+
+
+class SupportCourse(Course[SupportOptions]):
+    """Training of SAM2-SGP on synthetic tasks."""
+
+    OPTIONS: ClassVar = SupportOptions
+
+    def check(self) -> None:
+        """The options of synthesis and tasks are those of their dataclasses."""
+        for name, kind, given in (
+            ("synthesis", SynthesisOptions, self.options.synthesis),
+            ("episodes", EpisodeOptions, {**self.options.episodes, "side": 32}),
+        ):
+            try:
+                kind(**given)
+            except TypeError as error:  # an unknown key
+                raise UsageError(f"recipe '{self.recipe.name}': training.{name}: {error}") from None
+        if any(stage.side % 32 for stage in self.options.stages):
+            raise UsageError(f"recipe '{self.recipe.name}': training.stages: sides must be multiples of 32 pixels")
+        fewest, most = self.options.examples
+        if not 2 <= fewest <= most:
+            raise UsageError(
+                f"recipe '{self.recipe.name}': training.examples must rise from 2 on, got {self.options.examples}"
+            )
+        unknown = sorted(set(self.options.unnamed) - set(self.options.tissues))
+        if unknown:
+            raise UsageError(f"recipe '{self.recipe.name}': training.unnamed: no tissue is called {unknown[0]}")
+
+    def files(self, data: Path) -> list[Path]:
+        """The label maps but for those held out."""
+        pattern = self.options.labels
+        paths = [p for p in sorted(data.glob(pattern)) if p.name not in self.options.held_out]
+        if not paths:
+            raise UsageError(f"data folder '{data}' must hold label maps like {pattern}, found none; see --data")
+        return paths
+
+    def images(self, files: list[Path]) -> TaskSampler:
+        """Tasks of the label maps."""
+        return TaskSampler(load_anatomies(files, self.options), self.options)
+
+    def trainer(self, device: str) -> SupportTrainer:
+        """The network must segment by examples."""
+        network = self.network()
+        if not isinstance(network, Sam2Sgp):
+            raise UsageError(f"training of support sets needs the network sam2-sgp, got '{self.recipe.network.name}'")
+        return SupportTrainer(network, self.options, device=device)
