@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from medseg.errors import ModelMissing
@@ -31,6 +29,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path, *, half: bool = False)
     Returns:
         `path`.
     """
+    from safetensors.torch import save_file  # see load_weights
+
     tensors = {}
     for name, value in state.items():
         small = half and value.is_floating_point()
@@ -51,6 +51,10 @@ def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -
     Raises:
         ModelMissing: The file is absent or damaged, has another hash, or its names or shapes are not the network's.
     """
+    # networks need `fill` alone, and travel in bundles to places without safetensors
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     if not path.is_file():
         raise ModelMissing(f"weights '{path.name}' are missing; reinstall the package or train the model")
     if sha256 is not None and (found := sha256_of(path)) != sha256:

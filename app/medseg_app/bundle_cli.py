@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medseg_app.exits import answering
-from medseg_app.options import MODEL, OUTPUT, Debug, Json, Model
+from medseg_app.options import MODEL, OUTPUT, Debug, Json, Model, Overwrite
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder or the zip.", show_default=False)]
 
@@ -23,19 +23,20 @@ def export(
         Path,
         typer.Option("--out", "-o", help="A new folder, or a new .zip.", rich_help_panel=OUTPUT, show_default=False),
     ],
+    overwrite: Overwrite = False,
     json: Json = False,
     debug: Debug = False,
 ) -> int:
     """Write a model as a MONAI bundle that carries its own code, and check it; one that fails is not kept."""
     from medseg_app.commands import bundle
 
-    return bundle.export(model, out, json=json)
+    return bundle.export(model, out, overwrite=overwrite, json=json)
 
 
 @app.command()
 @answering
 def check(bundle: Bundle, model: Model = None, json: Json = False, debug: Debug = False) -> int:
-    """Check a bundle of ours in ten points, one of them the voxels of `medseg infer`; exit code 1 where one fails."""
+    """Check a bundle of ours in ten points, one of them the result of `medseg infer`; exit code 1 where one fails."""
     from medseg_app.commands import bundle as commands
 
     return commands.check(bundle, model=model, json=json)
@@ -50,7 +51,11 @@ def load(
     ] = None,
     trust_code: Annotated[
         str | None,
-        typer.Option(metavar="SHA256", help="Run the code of its network, which you have read.", rich_help_panel=MODEL),
+        typer.Option(
+            metavar="SHA256",
+            help="Run the code of its network, which you have read; never that of its transforms.",
+            rich_help_panel=MODEL,
+        ),
     ] = None,
     json: Json = False,
     debug: Debug = False,

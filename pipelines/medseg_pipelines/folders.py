@@ -15,8 +15,13 @@ _REPLACED = ".replaced"
 RESULT_MARK = "manifest.json"  # only a folder that holds one is ever replaced
 
 
-def check_target(target: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, *, overwrite: bool, mark: str = RESULT_MARK) -> None:
     """Find out before a long run whether its result may be put at `target`.
+
+    Args:
+        target: Where a folder shall appear.
+        overwrite: Replace an earlier result.
+        mark: The file that an earlier result holds.
 
     Raises:
         UsageError: Something is there that must not be replaced, or the folder above is missing.
@@ -27,29 +32,30 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UsageError(f"output '{target.name}' is already there; add --overwrite, or choose another with -o")
-    if not (target / RESULT_MARK).is_file():
+    if not (target / mark).is_file():
         raise UsageError(f"output '{target.name}' is no earlier result, it is not replaced; choose another with -o")
 
 
 @contextmanager
-def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(target: Path, *, overwrite: bool = False, mark: str = RESULT_MARK) -> Iterator[Path]:
     """A temporary folder beside `target` that becomes `target` at the end; an error or a kill leaves nothing there.
 
     Args:
         target: Where the folder shall appear.
         overwrite: Replace an earlier result.
+        mark: The file by which an earlier result is known.
 
     Raises:
         UsageError: See `check_target`.
     """
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite, mark=mark)
     _clean_up(target)
     partial, lock = _locked_folder(target)
     try:
         yield partial
         for path in (*partial.rglob("*"), partial):
             _sync(path)
-        check_target(target, overwrite=overwrite)  # another run may have been quicker
+        check_target(target, overwrite=overwrite, mark=mark)  # another run may have been quicker
         _put_in_place(partial, target)
         _sync(target.parent)
     except BaseException:

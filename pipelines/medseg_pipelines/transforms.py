@@ -11,7 +11,8 @@ from monai.transforms.transform import MapTransform
 
 from medseg.errors import UsageError
 from medseg_pipelines.load import load_model
-from medseg_pipelines.portable import LabelInferer, LoadVolumed, PrepareVolumed, as_tensor, as_volume
+from medseg_pipelines.portable.labels import LabelInferer, PrepareVolumed
+from medseg_pipelines.portable.volumes import LoadVolumed, as_tensor, as_volume
 from medseg_pipelines.results import Result
 from medseg_pipelines.segmentation import body_of, preparation_of
 

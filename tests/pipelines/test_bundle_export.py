@@ -15,56 +15,131 @@ import pytest
 import torch
 import yaml
 
+from bundle_cases import Case, run_cases, small_copy
 from medseg import io
-from medseg.errors import MedsegError, ModelMissing, UsageError
+from medseg.errors import MedsegError, UsageError
+from medseg.volume import Volume
 from medseg_pipelines import load_model
 from medseg_pipelines.bundle import check, export
 from medseg_pipelines.bundle.archive import MANIFEST, METADATA, file_names, read_json
+from medseg_pipelines.bundle.kinds import kind_of
+from medseg_pipelines.bundle.kinds.restoration import specimen as slices_specimen
+from medseg_pipelines.bundle.kinds.restoration import volume_fault
+from medseg_pipelines.bundle.kinds.segmentation import SegmentationKind
 from medseg_pipelines.bundle.torchscript import LabelScores
 from medseg_pipelines.bundle.vendor import closure, foreign_imports, redirected
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_names
+from medseg_pipelines.results import Result
 from tiny_model import WINDOW
+from tiny_restoration import build_tiny_restoration
+
+TINY = ["tiny labels", "tiny slices"]
+SHIPPED = [name for name in recipe_names() if load_recipe(name).task in ("segmentation", "restoration")]
 
 # What a machine with MONAI and the extras that it declares has.
 BROUGHT = set(sys.stdlib_module_names) | {"torch", "monai", "numpy", "scipy", "nibabel"}
-OPTIONAL = {"triton", "SimpleITK", "pydicom"}  # asked for behind a guard, or only for a format that needs it
+OPTIONAL = {
+    "triton",
+    "SimpleITK",
+    "pydicom",
+    "safetensors",
+}  # asked for behind a guard, or only for a format that needs it
 
 
 @pytest.fixture(scope="module")
-def bundle(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle of the tiny model, unchecked."""
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    folder.mkdir()
-    export.build(model_folder, folder)
-    return folder
+def cases(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    """Bundles of a tiny model of every kind and of all that ship, those with small windows."""
+    place = tmp_path_factory.mktemp("bundles")
+    models = {
+        "tiny labels": model_folder,
+        "tiny slices": build_tiny_restoration(tmp_path_factory.mktemp("restoring")),
+        **{name: small_copy(name, place / f"{name} small") for name in SHIPPED},
+    }
+    return run_cases(models, place)
 
 
-def test_every_command_of_monai_works_without_medseg_and_gives_our_voxels(
-    bundle: Path, model_folder: Path, tmp_path: Path
-) -> None:
-    recipe, scan = load_recipe(model_folder), tmp_path / "images" / "specimen.nii.gz"
-    scan.parent.mkdir()
-    io.write(check.specimen(recipe), scan)
-    config, script = str(bundle / "configs" / "inference.json"), tmp_path / "again.ts"
-    ckpt_export = [
-        *["ckpt_export", "network_def", "--filepath", str(script), "--config_file", config, "--use_trace", "True"],
-        *["--meta_file", str(bundle / METADATA), "--ckpt_file", str(bundle / "models" / "model.pt")],
-        *["--bundle_root", str(bundle)],
-    ]
-    stock = str(bundle / "configs" / "inference_stock.json")
-    places = ["--dataset_dir", str(scan.parent), "--output_dir", str(tmp_path / "stock"), "--device", "cpu"]
-    run_stock = ["run", "--config_file", stock, "--bundle_root", str(bundle), *places]
-    found = check.probe(bundle, tmp_path, recipe, more={"ckpt_export": ckpt_export, "run_stock": run_stock})
-    assert {name: fault for name, fault in found.items() if fault} == {}
-    assert script.is_file()
+@pytest.fixture(scope="module")
+def bundle(cases: dict[str, Case]) -> Path:
+    """The bundle of the tiny model that segments."""
+    return cases["tiny labels"].bundle
 
-    expected = load_model(model_folder, device="cpu")(scan, force_scope=True).volume
-    labels = io.read(tmp_path / "labels" / "specimen_labels.nii.gz", kind="labels")
+
+@pytest.fixture(scope="module")
+def restoring(cases: dict[str, Case]) -> Case:
+    """The tiny model that restores."""
+    return cases["tiny slices"]
+
+
+def _ours(model: Path, scan: Path) -> Volume:
+    """What `medseg infer` makes of an image."""
+    result = load_model(model, device="cpu")(scan, force_scope=True)
+    assert isinstance(result, Result)
+    return result.volume
+
+
+def _changed(bundle: Path, tuned: Path) -> int:
+    """Parameters that a training changed; all must be finite and none may be missing."""
+    before, after = (torch.load(path, weights_only=True) for path in (bundle / "models" / "model.pt", tuned))
+    assert before.keys() == after.keys()
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    return sum(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize("name", [*TINY, *SHIPPED])
+def test_monai_runs_the_bundle_without_medseg_and_gives_our_voxels(name: str, cases: dict[str, Case]) -> None:
+    case = cases[name]
+    assert {step: fault for step, fault in case.found.items() if fault} == {}
+    assert case.kind.fault(case.model, case.scan, case.work / "results") is None
+    assert check.script_fault(case.kind, case.model, case.work) is None
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_checkpoint_export_and_training_work_without_medseg(name: str, cases: dict[str, Case]) -> None:
+    case = cases[name]
+    assert (case.work / "again.ts").is_file()
+    assert _changed(case.bundle, case.work / "tuned" / "model.pt") > 0
+
+
+def test_the_stock_configuration_of_labels_gives_a_label_map(cases: dict[str, Case]) -> None:
+    case = cases["tiny labels"]
+    expected = _ours(case.model, case.scan)
     assert len(np.unique(expected.voxels)) > 2, "the comparison must see more than two labels"
-    assert np.array_equal(labels.voxels, expected.voxels)
-    assert labels.grid.equals(expected.grid, tolerance=1e-4)
-    near = io.read(tmp_path / "stock" / "specimen_labels.nii.gz", kind="labels")
+    near = io.read(case.work / "stock" / "specimen_labels.nii.gz", kind="labels")
     assert near.grid.equals(expected.grid, tolerance=1e-4)
+    assert len(np.unique(near.voxels)) > 2
+
+
+def test_the_stock_configuration_of_slices_is_closer_than_no_restoration(restoring: Case) -> None:
+    image = io.read(restoring.scan)
+    expected = _ours(restoring.model, restoring.scan)
+    near = io.read(restoring.work / "stock" / "specimen_restored.nii.gz")
+    change = expected.voxels - image.voxels
+    assert np.abs(change).max() > 1, "the network must change something"
+    assert near.grid.equals(expected.grid, tolerance=1e-4)
+    assert np.sqrt(np.mean((near.voxels - expected.voxels) ** 2)) < np.sqrt(np.mean(change**2))
+
+
+def test_a_difference_of_restored_volumes_is_seen() -> None:
+    image = slices_specimen()
+    image = image.with_voxels(image.voxels.astype(np.float32))
+    other = image.voxels.copy()
+    other[3, 4, 5] += 1e-4 * np.ptp(other)
+    assert volume_fault(image, image, 1e-5) is None
+    assert "differ by up to 0.0001" in str(volume_fault(image.with_voxels(other), image, 1e-5))
+
+
+def test_only_what_a_model_reaches_travels(restoring: Case) -> None:
+    names = file_names(restoring.bundle)
+    assert "scripts/medseg/partition/intensity.py" in names
+    assert not any(word in name for name in names for word in ("superpixels", "automatic_masks", "recipe", "inferers"))
+    sources = [(restoring.bundle / name).read_text(encoding="utf-8") for name in names if name.endswith(".py")]
+    assert {stranger for source in sources for stranger in foreign_imports(source)} <= BROUGHT | OPTIONAL
+    metadata = read_json(restoring.bundle / METADATA)
+    jsonschema.validate(metadata, read_json(check.SCHEMA_FILE))
+    image = metadata["network_data_format"]["inputs"]["image"]
+    assert (image["num_channels"], image["spatial_shape"]) == (5, ["8*n", "8*n"])
+    official = load_model(restoring.model, device="cpu")._network.state_dict()
+    assert torch.load(restoring.bundle / "models" / "model.pt", weights_only=True).keys() == official.keys()
 
 
 def test_code_of_the_bundle_needs_nothing_else(bundle: Path) -> None:
@@ -104,8 +179,7 @@ def test_configurations_follow_the_rules(bundle: Path) -> None:
     assert own["network_def"]["_requires_"] == "@scripts_path"
     assert own["dataloader"]["num_workers"] == 0
     assert "scripts" not in json.dumps(stock)
-    assert not (bundle / "configs" / "train.json").exists()
-    assert "train.json" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "configs/train.json" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
 
 
 def test_scores_per_label_decode_like_class_and_side() -> None:
@@ -122,8 +196,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The check without its process: what that would find can be set."""
     steps = ("verify_metadata", "verify_net_in_out", "run", "properties", "weights", "script")
     found: dict[str, Any] = {**dict.fromkeys(steps), "strangers": []}
-    monkeypatch.setattr(check, "probe", lambda *arguments: found)
-    monkeypatch.setattr(check, "_compare", lambda *arguments: None)
+    monkeypatch.setattr(check, "probe", lambda trials: [found for _ in trials])
+    monkeypatch.setattr(check, "script_fault", lambda *arguments: None)
+    monkeypatch.setattr(SegmentationKind, "fault", lambda *arguments: None)
     return found
 
 
@@ -176,26 +251,32 @@ def test_export_to_a_zip(model_folder: Path, tmp_path: Path) -> None:
         assert {name.split("/")[0] for name in archive.namelist()} == {"tiny-bundle"}
     assert check.check_bundle(target, model=model_folder).passed
     assert list(tmp_path.iterdir()) == [target]
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(UsageError, match="add --overwrite"):
         export.export_bundle(model_folder, target)
+    assert export.export_bundle(model_folder, target, overwrite=True).passed
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).task == "segmentation"])
-def test_every_shipped_model_exports(name: str, tmp_path: Path) -> None:
-    try:
-        report = export.export_bundle(name, tmp_path / name)
-    except ModelMissing as missing:
-        pytest.skip(str(missing))
-    assert [point.name for point in report.points if point.fault] == []
-    assert len(report.points) == 10
+def test_only_an_earlier_bundle_is_overwritten(model_folder: Path, tmp_path: Path, quick: dict[str, Any]) -> None:
+    target = tmp_path / "tiny"
+    assert export.export_bundle(model_folder, target).passed
+    (target / "LICENSE").unlink()
+    quick["run"] = "no such thing"
+    with pytest.raises(MedsegError, match="nothing was written"):
+        export.export_bundle(model_folder, target, overwrite=True)
+    assert not (target / "LICENSE").exists(), "a bundle that failed replaces nothing"
+    quick["run"] = None
+    assert export.export_bundle(model_folder, target, overwrite=True).passed
+    assert (target / "LICENSE").is_file()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    with pytest.raises(UsageError, match="not replaced"):
+        export.export_bundle(model_folder, tmp_path / "photos", overwrite=True)
 
 
 def test_the_loader_of_monai_label_gives_our_voxels(bundle: Path, model_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("monailabel")
     scan = tmp_path / "specimen.nii.gz"
-    io.write(check.specimen(load_recipe(model_folder)), scan)
+    kind_of(load_recipe(model_folder)).write_specimen(scan)
     program = (
         "import sys\n"
         "from monailabel.tasks.infer.bundle import BundleInferTask\n"
@@ -212,7 +293,7 @@ def test_the_loader_of_monai_label_gives_our_voxels(bundle: Path, model_folder: 
         timeout=240,
     )
     labels = io.read(answer.stdout.strip().splitlines()[-1], kind="labels")
-    assert np.array_equal(labels.voxels, load_model(model_folder, device="cpu")(scan, force_scope=True).volume.voxels)
+    assert np.array_equal(labels.voxels, _ours(model_folder, scan).voxels)
 
 
 def test_a_model_that_runs_foreign_code_is_not_exported(model_folder: Path, tmp_path: Path) -> None:

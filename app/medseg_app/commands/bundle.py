@@ -10,9 +10,9 @@ from medseg_pipelines.bundle.importing import import_bundle
 from medseg_pipelines.words import RESEARCH_USE
 
 
-def export(model: str, out: Path, *, json: bool) -> int:
+def export(model: str, out: Path, *, overwrite: bool, json: bool) -> int:
     """Write and check a bundle; returns the exit code."""
-    report = export_bundle(model, out)
+    report = export_bundle(model, out, overwrite=overwrite)
     _show(report, out, json=json)
     return 0
 

@@ -7,25 +7,25 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from medseg import io
 from medseg.errors import MedsegError, UsageError
-from medseg.volume import Volume
+from medseg.weights import load_weights
 from medseg_pipelines.bundle.archive import MANIFEST, METADATA, checksums, file_names, opened, read_json
-from medseg_pipelines.bundle.configs import POSTFIX
+from medseg_pipelines.bundle.kinds import Kind, kind_of
+from medseg_pipelines.bundle.torchscript import close
 from medseg_pipelines.bundle.vendor import OURS, foreign_imports
-from medseg_pipelines.load import load_model
-from medseg_pipelines.recipe import SegmentationRecipe, load_segmentation_recipe
+from medseg_pipelines.recipe import Recipe, load_recipe, recipe_folder
 from medseg_pipelines.words import RESEARCH_USE
 
 SCHEMA_FILE = Path(__file__).with_name("metadata_schema.json")
+SAMPLE, OUTPUT = "sample.pt", "script.pt"
 _PROBE = Path(__file__).with_name("probe.py")
 _REQUIRED = (
     "LICENSE",
@@ -84,24 +84,24 @@ def check_folder(folder: Path, *, model: str | Path | None = None) -> Report:
         return Report((Point("files", f"missing: {', '.join(missing)}"),))
     told = read_json(folder / MANIFEST)
     model = model or str(read_json(folder / METADATA).get("name", ""))
-    recipe = _recipe(model)
+    kind = kind_of(_recipe(model))
     with tempfile.TemporaryDirectory(prefix="medseg-check-") as place:
         work = Path(place)
-        scan = work / "images" / "specimen.nii.gz"
+        scan = work / "images" / kind.SPECIMEN
         scan.parent.mkdir()
-        io.write(specimen(recipe), scan)
-        found = probe(folder, work, recipe)
+        kind.write_specimen(scan)
+        (found,) = probe([Trial(folder=folder, work=work, kind=kind)])
         points = (
             Point("files", _documents(folder)),
             Point("checksums", _checksums(folder, told)),
             Point("code", _code(folder)),
             Point("metadata", found["verify_metadata"]),
             Point("properties", found["properties"]),
-            Point("weights", found["weights"] or _same_weights(told, recipe)),
+            Point("weights", found["weights"] or _same_weights(told, kind.recipe)),
             Point("network", found["verify_net_in_out"]),
             Point("run without medseg", found["run"] or _strangers(found)),
-            Point("same voxels as medseg infer", found["run"] or _compare(model, scan, work / "labels")),
-            Point("model.ts", found["script"]),
+            Point("same voxels as medseg infer", found["run"] or kind.fault(model, scan, work / "results")),
+            Point("model.ts", found["script"] or script_fault(kind, model, work)),
         )
     return Report(points)
 
@@ -117,79 +117,73 @@ def require_tools() -> None:
         raise MedsegError(f"bundles need {', '.join(missing)}, not installed here; pip install 'medseg[bundle]'")
 
 
-def probe(
-    folder: Path, work: Path, recipe: SegmentationRecipe, *, more: dict[str, list[str]] | None = None
-) -> dict[str, Any]:
-    """Run the bundle in a process of its own that cannot import medseg, from a folder that is not the bundle's.
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A bundle to be run by MONAI alone.
 
-    Args:
+    Attributes:
         folder: Of the bundle.
-        work: Holds `images`; gets `labels`.
-        recipe: Of the model.
+        work: Holds `images`; gets `results`, and the output of `model.ts` on `kind.sample(1)` as `script.pt`.
+        kind: Of the model.
         more: Further commands of `monai.bundle`, by name.
-
-    Returns:
-        Per step None or the error, and under "strangers" what was imported against the rules.
-
-    Raises:
-        MedsegError: The process gave no answer.
     """
-    config, meta = str(folder / "configs" / "inference.json"), str(folder / METADATA)
-    root = ["--bundle_root", str(folder)]
-    places = ["--dataset_dir", str(work / "images"), "--output_dir", str(work / "labels"), "--device", "cpu"]
-    request = {
-        "bundle": str(folder),
-        "window": list(recipe.inference.window),
-        "table": [list(pair) for pair in recipe.decode.table],
-        "commands": {
+
+    folder: Path
+    work: Path
+    kind: Kind[Any]
+    more: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """What `probe.py` is told."""
+        config, meta = str(self.folder / "configs" / "inference.json"), str(self.folder / METADATA)
+        root = ["--bundle_root", str(self.folder)]
+        places = ["--dataset_dir", str(self.work / "images"), "--output_dir", str(self.work / "results")]
+        commands = {
             "verify_metadata": ["verify_metadata", "--meta_file", meta, "--filepath", str(SCHEMA_FILE)],
             "verify_net_in_out": [
                 *["verify_net_in_out", "network_def", "--meta_file", meta, "--config_file", config],
                 *["--device", "cpu", *root],
             ],
-            "run": ["run", "--config_file", config, "--meta_file", meta, *root, *places],
-            **(more or {}),
-        },
-    }
-    asked, answer = work / "request.json", work / "report.json"
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    # as many threads as here: the order of sums, and with it the last bit, may depend on their number
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-I", "-B", str(_PROBE), str(asked), str(answer)]
-    told = subprocess.run(
-        command, cwd=work, env=environment, capture_output=True, text=True, timeout=_PATIENCE, check=False
-    )
-    if not answer.is_file():
-        last = (told.stderr.strip().splitlines() or ["no word"])[-1]
-        raise MedsegError(f"check: the process that runs the bundle must answer, it ended with {last}")
-    return json.loads(answer.read_text(encoding="utf-8"))
+            "run": ["run", "--config_file", config, "--meta_file", meta, "--device", "cpu", *root, *places],
+            **self.more,
+        }
+        return {"bundle": str(self.folder), "work": str(self.work), "commands": commands}
 
 
-def specimen(recipe: SegmentationRecipe) -> Volume:
-    """An oblique, anisotropic image with grey values of a soft body, a little longer than one window."""
-    spacing = recipe.preparation.spacing or (1.0, 1.0, 1.0)
-    margin = 2 * (recipe.preparation.foreground_margin or 0.0)
-    extents = [
-        share * n * step for share, n, step in zip((1.2, 0.9, 0.8), recipe.inference.window, spacing, strict=True)
-    ]
-    steps = np.array(spacing) * (1.0, 1.2, 1.5)
-    shape = [max(16, round(1.1 * extent / step)) for extent, step in zip(extents, steps, strict=True)]
-    axes = np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij")
-    body = [max(0.5, (extent - margin) / extent) for extent in extents]
-    radius = np.sqrt(sum((axis / share) ** 2 for axis, share in zip(axes, body, strict=True)))
-    noise = np.random.default_rng(0).normal(size=shape)
-    waves = np.sin(9 * axes[0]) * np.cos(7 * axes[1]) + np.sin(5 * axes[2])
-    voxels = np.where(radius < 1, 300 + 120 * waves + 90 * axes[0] + 15 * noise, 4 * np.abs(noise))
-    tilt = np.array([[0.995, -0.0998, 0], [0.0998, 0.995, 0], [0, 0, 1]])
-    affine = np.eye(4)
-    affine[:3, :3] = tilt @ np.diag(steps * (-1, 1, 1))
-    affine[:3, 3] = (40.0, -35.5, 12.25)
-    return Volume(np.clip(voxels, 0, None).round().astype(np.int16), affine)
+def probe(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Run bundles in a process of their own that cannot import medseg, from folders that are not theirs.
+
+    Returns:
+        For each, per step None or the error, and under "strangers" what was imported against the rules.
+
+    Raises:
+        MedsegError: The process gave no answer.
+    """
+    for trial in trials:
+        torch.save(trial.kind.sample(1), trial.work / SAMPLE)
+    with tempfile.TemporaryDirectory(prefix="medseg-probe-") as place:
+        asked, answer = Path(place) / "request.json", Path(place) / "report.json"
+        asked.write_text(json.dumps([trial.request for trial in trials]), encoding="utf-8")
+        # as many threads as here: the order of sums, and with it the last bit, may depend on their number
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONDONTWRITEBYTECODE": "1"}
+        told = subprocess.run(
+            [sys.executable, "-I", "-B", str(_PROBE), str(asked), str(answer)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+        if not answer.is_file():
+            last = (told.stderr.strip().splitlines() or ["no word"])[-1]
+            raise MedsegError(f"check: the process that runs the bundle must answer, it ended with {last}")
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
-def _recipe(model: str | Path) -> SegmentationRecipe:
+def _recipe(model: str | Path) -> Recipe:
     try:
-        return load_segmentation_recipe(model)
+        return load_recipe(model)
     except UsageError:
         raise UsageError(f"bundle of '{model}': there is no model of that name to compare it with; add -m") from None
 
@@ -210,7 +204,7 @@ def _code(folder: Path) -> str | None:
     return None
 
 
-def _same_weights(told: dict[str, Any], recipe: SegmentationRecipe) -> str | None:
+def _same_weights(told: dict[str, Any], recipe: Recipe) -> str | None:
     found = told.get("model", {}).get("weights_sha256")
     return None if found == recipe.weights.sha256 else "the bundle was made from other weights than the model has now"
 
@@ -219,17 +213,14 @@ def _strangers(found: dict[str, Any]) -> str | None:
     return f"it imported {', '.join(found['strangers'])}" if found["strangers"] else None
 
 
-def _compare(model: str | Path, scan: Path, labels: Path) -> str | None:
-    """How the bundle's label map differs from that of the application."""
-    written = labels / f"{scan.name.removesuffix('.nii.gz')}_{POSTFIX}.nii.gz"
-    if not written.is_file():
-        return "the run wrote no label map"
-    found = io.read(written, kind="labels")
-    expected = load_model(model, device="cpu")(scan, force_scope=True).volume
-    if not found.grid.equals(expected.grid, tolerance=1e-4):  # mm; the file holds the affine in float32
-        return f"grid {found.shape} at {found.spacing} mm, expected {expected.shape} at {expected.spacing} mm"
-    differ = int(np.count_nonzero(found.voxels != expected.voxels))
-    return f"{differ} of {found.voxels.size} voxels differ" if differ else None
+def script_fault(kind: Kind[Any], model: str | Path, work: Path) -> str | None:
+    """Whether model.ts gave in the other process what the network gives here."""
+    network = kind.build_network().eval()
+    load_weights(network, recipe_folder(model) / kind.recipe.weights.file, sha256=kind.recipe.weights.sha256)
+    with torch.inference_mode():
+        wanted = kind.served(network)(kind.sample(1))
+    found = torch.load(work / OUTPUT, weights_only=True)
+    return None if close(found, wanted) else "model.ts gives something else than the network"
 
 
 def _documents(folder: Path) -> str | None:

@@ -1,19 +1,20 @@
-"""The two configurations and the metadata of a bundle, generated from a recipe."""
+"""The configurations and the metadata of a bundle, generated from what its kind says."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from torch import nn
+
 from medseg import __version__
-from medseg_pipelines.recipe import SegmentationRecipe
+from medseg_pipelines.bundle.kinds import Kind
+from medseg_pipelines.bundle.kinds.kind import Part, Training
+from medseg_pipelines.bundle.vendor import PACKAGE
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 SCHEMA_ADDRESS = "https://project-monai.github.io/schema/meta_schema_20240725.json"
-POSTFIX = "labels"
 _PACKAGES = ("nibabel", "scipy", "pytorch-ignite")  # that `run` needs beside MONAI, torch and numpy
-_FORMATS = {"CT": "hounsfield"}
 _DATA = {
     "dataset": {
         "_target_": "Dataset",
@@ -28,15 +29,18 @@ _DATA = {
         "num_workers": 0,
     },
 }
+_DEVICE = "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')"
+_CHECKPOINT = "$@bundle_root + '/models/model.pt'"
 
 
-def metadata(recipe: SegmentationRecipe, *, per_label: bool = False) -> dict[str, Any]:
+def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
     """What `configs/metadata.json` says.
 
     Args:
-        recipe: Of the model.
-        per_label: Describe the network of `models/model.ts`, with one channel per label in the order of the ids.
+        kind: Of the model.
+        script: Describe `models/model.ts` instead of the network.
     """
+    recipe = kind.recipe
     packages = {name: version(name) for name in _PACKAGES}
     remark = "" if recipe.weights.trained else f" {UNTRAINED}"
     return {
@@ -56,193 +60,157 @@ def metadata(recipe: SegmentationRecipe, *, per_label: bool = False) -> dict[str
         "copyright": f"medseg, {recipe.licence}",
         "intended_use": recipe.intended_use,
         "data_type": "nibabel",
-        "image_classes": f"one channel, {'/'.join(recipe.scope.modalities)} of the {recipe.scope.anatomy}",
-        "label_classes": "one integer per voxel, 0 is background",
-        "pred_classes": "scores per class; the label map after the inferer",
+        **dict(zip(("image_classes", "label_classes", "pred_classes"), kind.words().classes, strict=True)),
         "references": [],
-        "network_data_format": _data_format(recipe, per_label=per_label),
+        "network_data_format": kind.data_format(script=script),
     }
 
 
-def _data_format(recipe: SegmentationRecipe, *, per_label: bool) -> dict[str, Any]:
-    modality = recipe.scope.modalities[0]
-    patch = {"spatial_shape": list(recipe.inference.window), "dtype": "float32", "is_patch_data": True}
-    known = {0: "background", **{label.id: label.name for label in recipe.labels}}
-    names = {str(label): name for label, name in known.items()}
-    if per_label:
-        names = {str(channel): known[label] for channel, label in enumerate(sorted(known))}
-    channels = len(known) if per_label else recipe.decode.outputs
-    top = 65535 if any(label.id > 255 for label in recipe.labels) else 255
-    image = {
-        "type": "image",
-        "format": _FORMATS.get(modality, "magnitude"),
-        "modality": modality,
-        "num_channels": 1,
-        **patch,
-        "value_range": [0, 1.5] if recipe.preparation.intensity is None else [],
-        "channel_def": {"0": "image"},
-    }
-    scores = {"type": "image", "format": "segmentation", "num_channels": channels, **patch, "value_range": []}
-    labels = {
-        "type": "image",
-        "format": "labels",
-        "num_channels": 1,
-        "spatial_shape": ["*", "*", "*"],
-        "dtype": label_dtype(recipe),
-        "value_range": [0, top],
-        "is_patch_data": False,
-        "channel_def": names,
-    }
+def inference(kind: Kind[Any], network: nn.Module) -> Part:
+    """What `configs/inference.json` says: our own steps, with the code from `scripts`."""
+    steps = kind.steps(network)
     return {
-        "inputs": {"image": image},
-        # MONAI Label takes its label names from here, and it shows what the inferer gives: ids, not channels
-        "outputs": {"pred": {**scores, "channel_def": names}},
-        "post_processed_outputs": {"pred": labels},
-    }
-
-
-def label_dtype(recipe: SegmentationRecipe) -> str:
-    """The integer type that holds every label of a recipe."""
-    return "uint16" if any(label.id > 255 for label in recipe.labels) else "uint8"
-
-
-def inference(
-    recipe: SegmentationRecipe,
-    *,
-    network: dict[str, Any],
-    preparation: dict[str, Any],
-    inferer: dict[str, Any],
-    loader: str,
-) -> dict[str, Any]:
-    """What `configs/inference.json` says: our own steps, with the code from `scripts`.
-
-    Args:
-        recipe: Of the model.
-        network: `_target_` and options of the network.
-        preparation: The same of the preparation.
-        inferer: The same of the sliding window.
-        loader: `_target_` of the reader.
-    """
-    # MONAI puts a bundle on the module path too late; whatever comes from `scripts` names this item as required
-    requires = {"_requires_": "@scripts_path"}
-    return {
-        "imports": ["$import sys", "$import glob", "$import torch"],
-        "bundle_root": ".",
-        "scripts_path": "$sys.path.insert(0, @bundle_root)",
-        **_places(),
-        "network_def": {**network, **requires},
+        **_start(),
+        **_places(kind.POSTFIX),
+        "checkpoint": _CHECKPOINT,
+        "network_def": _found(kind.network_def(network)),
         "network": "$@network_def.to(@device)",
-        "preprocessing": {
-            "_target_": "Compose",
-            "transforms": [{"_target_": loader, "keys": "image", **requires}, {**preparation, **requires}],
-        },
+        "preprocessing": _chain(steps.preprocessing),
         **_DATA,
-        "inferer": {**inferer, **requires},
-        "postprocessing": {"_target_": "Compose", "transforms": [_undo(), _save(recipe)]},
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-                "strict": True,
-            }
-        ],
+        "inferer": _found(steps.inferer),
+        "postprocessing": _chain(steps.postprocessing),
+        "handlers": [_loading()],
         **_engine(handlers=True),
     }
 
 
-def stock_inference(recipe: SegmentationRecipe) -> dict[str, Any]:
-    """A configuration of stock transforms alone around `models/model.ts`, for consumers that carry no `scripts`.
-
-    It resamples and blends as MONAI does, so its label maps are close to ours but not the same voxel by voxel.
-    """
+def stock_inference(kind: Kind[Any]) -> Part:
+    """A configuration of stock transforms alone around `models/model.ts`, for consumers that carry no `scripts`."""
+    steps = kind.stock_steps()
     return {
         "imports": ["$import glob", "$import torch"],
         "bundle_root": ".",
-        **_places(),
+        **_places(kind.POSTFIX),
         "network_def": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device)",
         "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": _stock_preparation(recipe)},
+        "preprocessing": _chain(steps.preprocessing),
         **_DATA,
-        "inferer": {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(recipe.inference.window),
-            "sw_batch_size": 1,
-            "overlap": recipe.inference.overlap,
-            "mode": "gaussian",
-        },
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [{"_target_": "AsDiscreted", "keys": "pred", "argmax": True}, _undo(), _save(recipe)],
-        },
+        "inferer": steps.inferer,
+        "postprocessing": _chain(steps.postprocessing),
         **_engine(handlers=False),
     }
 
 
-def _stock_preparation(recipe: SegmentationRecipe) -> list[dict[str, Any]]:
-    section = recipe.preparation
-    steps: list[dict[str, Any]] = [
-        {"_target_": "LoadImaged", "keys": "image"},
-        {"_target_": "EnsureChannelFirstd", "keys": "image"},
-    ]
-    if section.orientation is not None:
-        steps.append({"_target_": "Orientationd", "keys": "image", "axcodes": section.orientation, "labels": None})
-    if section.spacing is not None:
-        steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(section.spacing), "mode": "bilinear"})
-    if section.intensity is None:
-        steps.append(_stock_percentiles(section.percentiles, (0.0, 1.0), clip=True))
-    for step in section.intensity or ():
-        if step.kind == "z-score":
-            steps.append({"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": step.nonzero})
-        elif step.kind == "extremes":
-            low, high = step.target
-            steps.append({"_target_": "ScaleIntensityd", "keys": "image", "minv": low, "maxv": high})
-        elif step.kind == "percentiles":
-            steps.append(_stock_percentiles(step.source or (0.0, 100.0), step.target, clip=step.clip))
-        else:
-            ends = dict(zip(("a_min", "a_max", "b_min", "b_max"), (*(step.source or ()), *step.target), strict=True))
-            steps.append({"_target_": "ScaleIntensityRanged", "keys": "image", **ends, "clip": step.clip})
-    return steps
-
-
-def _stock_percentiles(source: Sequence[float], target: Sequence[float], *, clip: bool) -> dict[str, Any]:
-    ends = dict(zip(("lower", "upper", "b_min", "b_max"), (*source, *target), strict=True))
-    return {"_target_": "ScaleIntensityRangePercentilesd", "keys": "image", **ends, "clip": clip}
-
-
-def _places() -> dict[str, Any]:
+def training(kind: Kind[Any], network: nn.Module, parts: Training) -> Part:
+    """What `configs/train.json` says: MONAI's trainer goes on from the weights of the bundle."""
+    images, labels = parts.folders
     return {
-        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        **_start(),
+        "device": _DEVICE,
+        "dataset_dir": "$@bundle_root + '/training'",
+        "output_dir": "$@bundle_root + '/tuned'",
+        "datalist": f"$[{{'image': a, 'label': b}} for a, b in zip({_sorted(images)}, {_sorted(labels)}, strict=True)]",
+        "checkpoint": _CHECKPOINT,
+        "seed": 0,
+        **parts.options,
+        "network_def": _found(kind.network_def(network)),
+        "network": "$@network_def.to(@device)",
+        "loss": _found(parts.loss),
+        "optimizer": {
+            "_target_": "torch.optim.AdamW",
+            "params": "$@network.parameters()",
+            "lr": "@learning_rate",
+            "weight_decay": 1e-5,
+        },
+        "train": _trainer(parts),
+        "initialize": ["$monai.utils.set_determinism(seed=@seed)"],
+        "run": ["$@train#trainer.run()"],
+        "finalize": [],
+    }
+
+
+def _trainer(parts: Training) -> Part:
+    kept = {"_target_": "CheckpointSaver", "save_dir": "@output_dir", "save_dict": {"model": "@network"}}
+    handlers = [
+        _loading(),
+        {"_target_": "StatsHandler", "tag_name": "loss", "output_transform": "$lambda x: x['loss']"},
+        {**kept, "save_final": True, "final_filename": "model.pt"},
+    ]
+    return {
+        "preprocessing": _chain(parts.preprocessing),
+        "dataset": {
+            "_target_": "CacheDataset",
+            "data": "@datalist",
+            "transform": "@train#preprocessing",
+            "progress": False,
+        },
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": "@train#dataset",
+            "batch_size": "@batch_size",
+            "shuffle": True,
+            "num_workers": 0,
+        },
+        "inferer": {"_target_": "SimpleInferer"},
+        "handlers": handlers,
+        "trainer": {
+            "_target_": "SupervisedTrainer",
+            "device": "@device",
+            "max_epochs": "@max_epochs",
+            "train_data_loader": "@train#dataloader",
+            "network": "@network",
+            "optimizer": "@optimizer",
+            "loss_function": "@loss",
+            "inferer": "@train#inferer",
+            "train_handlers": "@train#handlers",
+            "decollate": False,
+        },
+    }
+
+
+def _start() -> Part:
+    """MONAI puts a bundle on the module path too late; whatever comes from `scripts` names `scripts_path`."""
+    return {
+        "imports": ["$import sys", "$import glob", "$import monai", "$import torch"],
+        "bundle_root": ".",
+        "scripts_path": "$sys.path.insert(0, @bundle_root)",
+    }
+
+
+def _found(part: Part) -> Part:
+    """A part that can be found, where its code lies in the bundle."""
+    own = str(part.get("_target_", "")).startswith(f"{PACKAGE}.")
+    return {**part, "_requires_": "@scripts_path"} if own else part
+
+
+def _chain(parts: list[Part]) -> Part:
+    return {"_target_": "Compose", "transforms": [_found(part) for part in parts]}
+
+
+def _places(results: str) -> Part:
+    return {
+        "device": _DEVICE,
         "dataset_dir": "$@bundle_root + '/images'",
-        "output_dir": "$@bundle_root + '/labels'",
+        "output_dir": f"$@bundle_root + '/{results}'",
         "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii*'))",
     }
 
 
-def _undo() -> dict[str, Any]:
+def _sorted(folder: str) -> str:
+    return f"sorted(glob.glob(@dataset_dir + '/{folder}/*'))"
+
+
+def _loading() -> Part:
     return {
-        "_target_": "Invertd",
-        "keys": "pred",
-        "transform": "@preprocessing",
-        "orig_keys": "image",
-        "nearest_interp": True,
+        "_target_": "CheckpointLoader",
+        "load_path": "@checkpoint",
+        "load_dict": {"model": "@network"},
+        "map_location": "@device",
+        "strict": True,
     }
 
 
-def _save(recipe: SegmentationRecipe) -> dict[str, Any]:
-    return {
-        "_target_": "SaveImaged",
-        "keys": "pred",
-        "output_dir": "@output_dir",
-        "output_postfix": POSTFIX,
-        "output_dtype": label_dtype(recipe),
-        "separate_folder": False,
-        "resample": False,
-    }
-
-
-def _engine(*, handlers: bool) -> dict[str, Any]:
+def _engine(*, handlers: bool) -> Part:
     evaluator = {
         "_target_": "SupervisedEvaluator",
         "device": "@device",

@@ -21,34 +21,35 @@ from medseg_pipelines import nets
 from medseg_pipelines.bundle import configs
 from medseg_pipelines.bundle.archive import MANIFEST, METADATA, checksums, pack, write_json
 from medseg_pipelines.bundle.check import Report, check_folder, require_tools
-from medseg_pipelines.bundle.torchscript import LabelScores, save_script
-from medseg_pipelines.bundle.vendor import copy_code, target_of
+from medseg_pipelines.bundle.kinds import Kind, kind_of
+from medseg_pipelines.bundle.torchscript import close
+from medseg_pipelines.bundle.vendor import copy_code
 from medseg_pipelines.folders import whole_folder
-from medseg_pipelines.portable import LabelInferer, LoadVolumed, PrepareVolumed
-from medseg_pipelines.recipe import RECIPE_FILE, SegmentationRecipe, load_segmentation_recipe, recipe_folder
-from medseg_pipelines.segmentation import body_of, preparation_of
+from medseg_pipelines.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_folder
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 SCHEMA = "medseg-bundle-1"
 _STOCK = "configs/inference_stock.json"
+TRAINING = "configs/train.json"
 
 
-def export_bundle(model: str | Path, target: Path) -> Report:
+def export_bundle(model: str | Path, target: Path, *, overwrite: bool = False) -> Report:
     """Write a bundle and check it; one that fails a check does not stay.
 
     Args:
         model: A name from `medseg models`, or a model folder.
         target: A new folder, or a new file that ends in .zip.
+        overwrite: Replace a bundle that is at `target` already.
 
     Returns:
         What was checked.
 
     Raises:
-        UsageError: There is no such model, or something is at `target` already.
+        UsageError: There is no such model, or something is at `target` already that must stay.
         ModelMissing: The weights are absent or altered.
-        MedsegError: The bundle failed a check; the message names it.
+        MedsegError: The bundle failed a check; the message names it, and nothing was replaced.
     """
-    with _place(target) as folder:
+    with _place(target, overwrite) as folder:
         build(model, folder)
         report = check_folder(folder, model=model)
         if not report.passed:
@@ -61,41 +62,41 @@ def build(model: str | Path, folder: Path) -> None:
     """Fill an empty folder with the bundle of a model, unchecked.
 
     Raises:
-        UsageError: There is no such model.
+        UsageError: There is no such model, or it cannot be a bundle.
         ModelMissing: The weights are absent or altered.
+        MedsegError: Its TorchScript form does not give what the network gives.
     """
-    recipe, home = load_segmentation_recipe(model), recipe_folder(model)
+    recipe, home = load_recipe(model), recipe_folder(model)
     if recipe.network.name == nets.TRUSTED:
         raise UsageError(f"model '{recipe.name}' runs the code of a bundle; export that bundle, not the model")
     require_tools()
-    network = nets.build(recipe.network.name, recipe.network.options).eval()
+    kind = kind_of(recipe)
+    network = kind.build_network().eval()
     load_weights(network, home / recipe.weights.file, sha256=recipe.weights.sha256)
     (folder / "models").mkdir()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
-    code = copy_code(_travelling(recipe, network), folder)
-    write_json(folder / METADATA, configs.metadata(recipe))
-    write_json(folder / "configs" / "inference.json", _inference(recipe, network))
-    stock = configs.stock_inference(recipe)
-    write_json(folder / _STOCK, stock)
-    extra = {
-        "metadata.json": json.dumps(configs.metadata(recipe, per_label=True)),
-        "inference.json": json.dumps(stock),
-    }
-    scores = LabelScores(network, recipe.decode.table).eval()
-    save_script(scores, folder / "models" / "model.ts", window=recipe.inference.window, extra=extra)
-    _write_documents(recipe, home, folder)
-    _write_manifest(recipe, home, folder, code)
+    training = kind.training()
+    code = [*kind.code(), *([type(network)] if kind.own_network else []), *(training.code if training else [])]
+    copied = copy_code(code, folder, leave_out=kind.left_out())
+    write_json(folder / METADATA, configs.metadata(kind))
+    write_json(folder / "configs" / "inference.json", configs.inference(kind, network))
+    write_json(folder / _STOCK, configs.stock_inference(kind))
+    if training:
+        write_json(folder / TRAINING, configs.training(kind, network, training))
+    _write_script(kind, network, folder)
+    _write_documents(kind, home, folder)
+    _write_manifest(recipe, home, folder, copied)
 
 
 @contextmanager
-def _place(target: Path) -> Iterator[Path]:
+def _place(target: Path, overwrite: bool) -> Iterator[Path]:
     """A new folder that becomes the target, or its content, once it is done."""
     if target.suffix.lower() != ".zip":
-        with whole_folder(target) as folder:
+        with whole_folder(target, overwrite=overwrite, mark=MANIFEST) as folder:
             yield folder
         return
-    if target.exists():
-        raise UsageError(f"output '{target.name}' is already there; choose another with -o")
+    if target.exists() and not (overwrite and target.is_file()):
+        raise UsageError(f"output '{target.name}' is already there; add --overwrite, or choose another with -o")
     if not target.parent.is_dir():
         raise UsageError(f"output '{target.name}' needs an existing folder above it, found none; create it first")
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}.", dir=target.parent) as place:
@@ -105,52 +106,33 @@ def _place(target: Path) -> Iterator[Path]:
         pack(folder, target)
 
 
-def _travelling(recipe: SegmentationRecipe, network: nn.Module) -> list[type]:
-    """The classes whose code the bundle carries."""
-    own = not recipe.network.name.startswith(nets.MONAI_PREFIX)
-    return [LoadVolumed, PrepareVolumed, LabelInferer, *([type(network)] if own else [])]
-
-
-def _inference(recipe: SegmentationRecipe, network: nn.Module) -> dict[str, Any]:
-    own = not recipe.network.name.startswith(nets.MONAI_PREFIX)
-    target = target_of(type(network)) if own else recipe.network.name.removeprefix(nets.MONAI_PREFIX)
-    inferer = {
-        "_target_": target_of(LabelInferer),
-        "window": list(recipe.inference.window),
-        "overlap": recipe.inference.overlap,
-        "table": [list(pair) for pair in recipe.decode.table],
-        "multiple": int(getattr(network, "multiple", 1)),
-        "whole_window": recipe.inference.whole_window,
-        "body": _plain(body_of(recipe)),
+def _write_script(kind: Kind[Any], network: nn.Module, folder: Path) -> None:
+    recorded, sample = kind.recorded(network), kind.sample(1)
+    with torch.inference_mode():
+        if not close(recorded(sample), kind.served(network)(sample)):
+            raise MedsegError("export: the recorded network must give what the network gives, it does not; report it")
+    extra = {
+        "metadata.json": json.dumps(configs.metadata(kind, script=True)),
+        "inference.json": json.dumps(configs.stock_inference(kind)),
     }
-    return configs.inference(
-        recipe,
-        network={"_target_": target, **recipe.network.options},
-        preparation={"_target_": target_of(PrepareVolumed), "keys": "image", **_plain(preparation_of(recipe))},
-        inferer=inferer,
-        loader=target_of(LoadVolumed),
-    )
+    torch.jit.save(recorded, str(folder / "models" / "model.ts"), _extra_files=extra)
 
 
-def _plain(content: dict[str, Any] | None) -> Any:
-    """Tuples as lists, as they come back from a file."""
-    return json.loads(json.dumps(content))
-
-
-def _write_documents(recipe: SegmentationRecipe, home: Path, folder: Path) -> None:
+def _write_documents(kind: Kind[Any], home: Path, folder: Path) -> None:
     card = home / "CARD.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     documents = folder / "docs"
     documents.mkdir()
-    (documents / "README.md").write_text(_readme(recipe, text), encoding="utf-8")
-    (documents / "data_license.txt").write_text(_data_licence(recipe, text), encoding="utf-8")
+    (documents / "README.md").write_text(_readme(kind, text), encoding="utf-8")
+    (documents / "data_license.txt").write_text(_data_licence(kind.recipe, text), encoding="utf-8")
     licence = distribution("medseg").read_text("licenses/LICENSE")
     if licence is None:
         raise MedsegError("export: the installed package must hold its LICENSE, it does not; reinstall it")
     (folder / "LICENSE").write_text(licence, encoding="utf-8")
 
 
-def _readme(recipe: SegmentationRecipe, card: str) -> str:
+def _readme(kind: Kind[Any], card: str) -> str:
+    recipe, words = kind.recipe, kind.words()
     weights = "" if recipe.weights.trained else f"\n**{UNTRAINED}**\n"
     return f"""# {recipe.title}
 
@@ -161,25 +143,40 @@ def _readme(recipe: SegmentationRecipe, card: str) -> str:
 ## Run
 
     python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE \\
-        --dataset_dir IMAGES --output_dir LABELS
+        --dataset_dir IMAGES --output_dir RESULTS
 
-It needs MONAI with nibabel, scipy, pytorch-ignite and fire; medseg itself is not needed. The label maps are those of
-`medseg infer -m {recipe.name}`, voxel by voxel, but images outside the scope of the model are not refused here.
+It needs MONAI with nibabel, scipy, pytorch-ignite and fire; medseg itself is not needed. {words.result}.
+Images outside the scope of the model are not refused here.
 
 `models/model.ts` with `configs/inference_stock.json` is for consumers that take TorchScript and stock transforms only:
-windows of {" x ".join(str(n) for n in recipe.inference.window)} voxels, one channel per label. MONAI resamples in
-another way, so those label maps are close to the others and not the same.
+{words.script}.
 
-There is no `train.json`: training draws synthetic images with code that only medseg has, `medseg train {recipe.name}`.
+## Train further
+
+{_training_words(kind)}
 
 {_without_title(card)}"""
+
+
+def _training_words(kind: Kind[Any]) -> str:
+    training = kind.training()
+    if training is None:
+        return f"There is no `train.json`: {kind.words().no_training}."
+    images, labels = training.folders
+    options = ", ".join(f"`--{name}`" for name in training.options)
+    return f"""    python -m monai.bundle run --config_file BUNDLE/configs/train.json --bundle_root BUNDLE \\
+        --dataset_dir DATA --output_dir TUNED
+
+DATA holds `{images}` and, with names that sort alike, `{labels}`: {training.content}.
+Further options: {options}. Run the result with `--checkpoint TUNED/model.pt`. The first training of this model drew its
+images with code that only medseg has (`medseg train {kind.recipe.name}`)."""
 
 
 def _without_title(card: str) -> str:
     return re.sub(r"\A\s*# .*\n", "", card)
 
 
-def _data_licence(recipe: SegmentationRecipe, card: str) -> str:
+def _data_licence(recipe: Recipe, card: str) -> str:
     """What the card says of data, else where to ask."""
     sections = re.split(r"^## ", card, flags=re.MULTILINE)[1:]
     about = [section for section in sections if re.match(r".*\b(data|licen[cs]e)", section, flags=re.IGNORECASE)]
@@ -190,7 +187,7 @@ def _data_licence(recipe: SegmentationRecipe, card: str) -> str:
 """
 
 
-def _write_manifest(recipe: SegmentationRecipe, home: Path, folder: Path, code: list[str]) -> None:
+def _write_manifest(recipe: Recipe, home: Path, folder: Path, code: list[str]) -> None:
     content = {
         "schema": SCHEMA,
         "notice": RESEARCH_USE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,13 +20,18 @@ def target_of(kind: type) -> str:
     return f"{PACKAGE}.{kind.__module__}.{kind.__qualname__}"
 
 
-def copy_code(kinds: Iterable[type], bundle: Path) -> list[str]:
+def copy_code(kinds: Iterable[type], bundle: Path, *, leave_out: Collection[str] = ()) -> list[str]:
     """Write the modules of classes, and all of ours that they import, below `bundle/scripts`.
+
+    Args:
+        kinds: The classes.
+        bundle: Its root folder.
+        leave_out: Modules that are imported within functions which are never called.
 
     Returns:
         The names of the modules that were copied.
     """
-    modules = closure(kind.__module__ for kind in kinds)
+    modules = closure((kind.__module__ for kind in kinds), leave_out=leave_out)
     root = bundle / PACKAGE
     for name, source in modules.items():
         folder = root.joinpath(*name.split("."))
@@ -40,16 +45,17 @@ def copy_code(kinds: Iterable[type], bundle: Path) -> list[str]:
     return sorted(modules)
 
 
-def closure(modules: Iterable[str]) -> dict[str, Path]:
+def closure(modules: Iterable[str], *, leave_out: Collection[str] = ()) -> dict[str, Path]:
     """The modules of ours that these need, themselves included, by name with their source.
 
-    Imports within functions count as well; a package counts only where something is taken from its own file.
+    Imports within functions count as well, those for a type checker alone do not; a package counts only where
+    something is taken from its own file.
     """
     found: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name not in found and name not in leave_out:
             found[name] = _source(name)
             waiting += _imported(ast.parse(found[name].read_text(encoding="utf-8")))
     return found
@@ -83,11 +89,20 @@ def foreign_imports(source: str) -> set[str]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    for node in ast.walk(tree):
+    for node in _at_runtime(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 yield inner if _is_module(inner) else node.module
+
+
+def _at_runtime(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those below `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _at_runtime(node)
 
 
 def _is_ours(module: str) -> bool:

@@ -1,4 +1,4 @@
-"""Our reading, preparation and sliding window as MONAI parts. They travel inside bundles, so they know no recipe."""
+"""Preparation and sliding window of our segmentation as MONAI parts."""
 
 from __future__ import annotations
 
@@ -16,34 +16,11 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor, nn
 
 from medseg.geometry import Spacing
-from medseg.io import read
-from medseg.volume import Grid, Kind, Volume
+from medseg.volume import Grid, Volume
 from medseg_pipelines.engines import prepare as prepare_network
 from medseg_pipelines.inferers import label_volume, plan
+from medseg_pipelines.portable.volumes import as_tensor, as_volume, native_tensor, plain_tensor
 from medseg_pipelines.preparation import prepare, way
-
-
-class LoadVolumed(MapTransform):
-    """Read files with our exact reader.
-
-    Args:
-        keys: Whose values are paths; they become (1, X, Y, Z) with the affine in RAS.
-    """
-
-    def __init__(self, keys: KeysCollection) -> None:
-        super().__init__(keys)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The data with a MetaTensor in place of each path.
-
-        Raises:
-            InputRefused: A file is damaged or no scalar volume.
-            UsageError: There is no such file.
-        """
-        loaded = dict(data)
-        for key in self.key_iterator(loaded):
-            loaded[key] = as_tensor(read(loaded[key]), name=str(loaded[key]))
-        return loaded
 
 
 class PrepareVolumed(MapTransform, InvertibleTransform):
@@ -147,7 +124,7 @@ class LabelInferer(Inferer):
         wanted = tuple(max(pair) for pair in zip(shape, self.window, strict=True)) if self.whole_window else shape
         sided = bool((self.table[:, 0] != self.table[:, 1]).any())
         layout = plan(wanted, self.window, self.overlap, outputs=len(self.table) + int(sided), multiple=self.multiple)
-        images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        images = plain_tensor(inputs)
         maps = [
             label_volume(
                 predict,
@@ -159,48 +136,5 @@ class LabelInferer(Inferer):
             )
             for image in images
         ]
-        labels = torch.stack([_tensor(each)[None] for each in maps])
+        labels = torch.stack([native_tensor(each)[None] for each in maps])
         return convert_to_dst_type(labels, inputs, dtype=labels.dtype)[0]
-
-
-def as_tensor(volume: Volume, *, like: Tensor | None = None, name: str = "") -> MetaTensor:
-    """A volume as MONAI holds it.
-
-    Args:
-        volume: What to hold.
-        like: Whose device, meta data and applied operations go on; the affine is that of the volume.
-        name: Stands as file name where `like` is not given.
-    """
-    voxels = _tensor(volume.voxels)[None]
-    if isinstance(like, MetaTensor):
-        moved = MetaTensor(voxels.to(like.device), meta=like.meta, applied_operations=like.applied_operations)
-        moved.affine = torch.from_numpy(np.array(volume.affine))
-        return moved
-    affine = np.array(volume.affine)
-    meta = {
-        "original_affine": affine,
-        "spatial_shape": np.asarray(volume.shape),
-        "space": "RAS",
-        "original_channel_dim": "no_channel",
-        "filename_or_obj": name,
-    }
-    return MetaTensor(voxels, affine=torch.from_numpy(affine), meta=meta)
-
-
-def as_volume(image: Tensor, *, kind: Kind = "image") -> Volume:
-    """A (1, X, Y, Z) MetaTensor as a volume.
-
-    Raises:
-        ValueError: It has more than one channel, or no affine.
-    """
-    if not isinstance(image, MetaTensor) or image.dim() != 4 or image.shape[0] != 1:
-        raise ValueError(f"image must be a MetaTensor (1, X, Y, Z), got {type(image).__name__} {tuple(image.shape)}")
-    affine = image.affine.cpu().numpy()
-    return Volume(image.as_tensor()[0].cpu().numpy(), affine, kind)
-
-
-def _tensor(voxels: np.ndarray) -> Tensor:
-    """Voxels in the same type, or the next larger one where few operations of torch know it."""
-    wider = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64}.get(voxels.dtype, voxels.dtype)
-    native = np.ascontiguousarray(voxels, dtype=np.dtype(wider).newbyteorder("="))
-    return torch.from_numpy(native)

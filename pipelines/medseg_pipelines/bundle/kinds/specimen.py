@@ -1,0 +1,29 @@
+"""A made-up volume that bundles of volumes are tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medseg.volume import Volume
+
+
+def made_up(shape: Sequence[int], spacing: Sequence[float], *, body: Sequence[float] = (1.0, 1.0, 1.0)) -> Volume:
+    """An oblique image with grey values of a soft body, whole numbers.
+
+    Args:
+        shape: Voxels.
+        spacing: mm along the array axes.
+        body: Half axes of what is no background, in shares of nearly the whole image.
+    """
+    axes = np.meshgrid(*[np.linspace(-1.1, 1.1, n) for n in shape], indexing="ij")
+    radius = np.sqrt(sum((axis / share) ** 2 for axis, share in zip(axes, body, strict=True)))
+    noise = np.random.default_rng(0).normal(size=tuple(shape))
+    waves = np.sin(9 * axes[0]) * np.cos(7 * axes[1]) + np.sin(5 * axes[2])
+    voxels = np.where(radius < 1, 300 + 120 * waves + 90 * axes[0] + 15 * noise, 4 * np.abs(noise))
+    tilt = np.array([[0.995, -0.0998, 0], [0.0998, 0.995, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = tilt @ np.diag(np.asarray(spacing) * (-1, 1, 1))
+    affine[:3, 3] = (40.0, -35.5, 12.25)
+    return Volume(np.clip(voxels, 0, None).round().astype(np.int16), affine)

@@ -1,0 +1,1 @@
+"""Steps of our pipelines as MONAI parts. They travel inside bundles, so they know no recipe."""

@@ -1,0 +1,115 @@
+"""Models made small, their bundles, and all of those run in one process that cannot import medseg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from medseg import io
+from medseg_pipelines.bundle import check, export
+from medseg_pipelines.bundle.archive import METADATA
+from medseg_pipelines.bundle.kinds import Kind, kind_of
+from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_folder
+from tiny_model import head
+
+TRAINING = {"segmentation": {"crop": "[16,16,16]"}, "restoration": {"crop": 32, "batch_size": 1}}
+_WINDOWS = {"segmentation": {"inference": {"window": [64, 64, 64]}}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A bundle that was run.
+
+    Attributes:
+        model: Folder of the model.
+        bundle: Folder of the bundle.
+        work: Holds `images` and `results`; of tiny models also `stock`, `tuned` and `again.ts`.
+        kind: Of the model.
+        found: What MONAI said, per step.
+    """
+
+    model: Path
+    bundle: Path
+    work: Path
+    kind: Kind[Any]
+    found: dict[str, Any]
+
+    @property
+    def scan(self) -> Path:
+        """The image that it ran on."""
+        return self.work / "images" / self.kind.SPECIMEN
+
+
+def small_copy(name: str, folder: Path) -> Path:
+    """A shipped model with its own weights and windows small enough for tests."""
+    home = recipe_folder(name)
+    content = yaml.safe_load((home / RECIPE_FILE).read_text(encoding="utf-8"))
+    for section, changes in _WINDOWS.get(content["task"], {}).items():
+        content[section].update(changes)
+    folder.mkdir()
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / content["weights"]["file"]).symlink_to(home / content["weights"]["file"])
+    return folder
+
+
+def run_cases(models: Mapping[str, Path], place: Path) -> dict[str, Case]:
+    """Bundles of models, run where medseg cannot be imported; of models named tiny all that MONAI can do with them."""
+    trials = {name: _trial(model, place / name, every="tiny" in name) for name, model in models.items()}
+    reports = check.probe(list(trials.values()))
+    return {
+        name: Case(model=models[name], bundle=trial.folder, work=trial.work, kind=trial.kind, found=found)
+        for (name, trial), found in zip(trials.items(), reports, strict=True)
+    }
+
+
+def _trial(model: Path, work: Path, *, every: bool) -> check.Trial:
+    bundle, kind = work / "bundle", kind_of(load_recipe(model))
+    for folder in (bundle, work / "images"):
+        folder.mkdir(parents=True)
+    kind.write_specimen(work / "images" / kind.SPECIMEN)
+    export.build(model, bundle)
+    return check.Trial(folder=bundle, work=work, kind=kind, more=_more(bundle, work, kind) if every else {})
+
+
+def _more(bundle: Path, work: Path, kind: Kind[Any]) -> dict[str, list[str]]:
+    """Export of the checkpoint, a run of the stock configuration, and a short training."""
+    config, checkpoint = bundle / "configs" / "inference.json", bundle / "models" / "model.pt"
+    root = ["--bundle_root", str(bundle)]
+    commands = {
+        "ckpt_export": [
+            *["ckpt_export", "network_def", "--filepath", str(work / "again.ts"), "--config_file", str(config)],
+            *["--meta_file", str(bundle / METADATA), "--ckpt_file", str(checkpoint), "--use_trace", "True", *root],
+        ],
+        "run_stock": _run(bundle, "inference_stock.json", work / "images", work / "stock"),
+    }
+    if (bundle / "configs" / "train.json").is_file():
+        _write_pair(work / "data", kind)
+        options = {"max_epochs": 2, **TRAINING[kind.recipe.task]}
+        given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        commands["train"] = [*_run(bundle, "train.json", work / "data", work / "tuned"), *given]
+    return commands
+
+
+def _run(bundle: Path, config: str, data: Path, out: Path) -> list[str]:
+    places = ["--dataset_dir", str(data), "--output_dir", str(out), "--device", "cpu"]
+    return ["run", "--config_file", str(bundle / "configs" / config), "--bundle_root", str(bundle), *places]
+
+
+def _write_pair(data: Path, kind: Kind[Any]) -> None:
+    """One image and what a network is to learn of it."""
+    training = kind.training()
+    assert training is not None
+    images, targets = (data / name for name in training.folders)
+    for folder in (images, targets):
+        folder.mkdir(parents=True)
+    if kind.recipe.task == "segmentation":
+        io.write(head(), images / "a.nii.gz")
+        io.write(head().with_voxels((head().voxels > 300).astype(np.uint8), kind="labels"), targets / "a.nii.gz")
+    else:
+        kind.write_specimen(images / "a.nii.gz")
+        kind.write_specimen(targets / "a.nii.gz")
