@@ -44,8 +44,8 @@ def field_of_view(picture: Picture) -> NDArray[np.bool_]:
     pieces = np.asarray(measure.label(_opened(shown, radius), connectivity=1))
     sizes = np.bincount(pieces.ravel())
     sizes[0] = 0
-    field = np.asarray(ndimage.distance_transform_edt(np.pad(convex_hull_image(pieces == sizes.argmax()), 1))) > _RIM
-    return _enlarged(field[1:-1, 1:-1], picture.size, step)
+    depth = np.asarray(ndimage.distance_transform_edt(np.pad(convex_hull_image(pieces == sizes.argmax()), 1)))
+    return _enlarged(depth[1:-1, 1:-1], picture.size, step) > _RIM
 
 
 def diameter(field: NDArray[np.bool_]) -> float:
@@ -73,16 +73,16 @@ def flatten_light(plane: NDArray[np.float32], field: NDArray[np.bool_], sigma: f
     return np.clip(rest / np.sqrt(variance + floor + 1e-12), -4.0, 4.0).astype(np.float32)
 
 
-def _enlarged(mask: NDArray[np.bool_], size: tuple[int, int], step: int) -> NDArray[np.bool_]:
-    """The mask between every `step`-th pixel of a picture (H, W), its border straight from one to the next."""
-    found = mask.astype(np.float32)
+def _enlarged(values: NDArray[np.floating], size: tuple[int, int], step: int) -> NDArray[np.float32]:
+    """Values between every `step`-th pixel of a picture (H, W), linear from one to the next."""
+    found = values.astype(np.float32)
     for axis in (0, 1):
         at = np.minimum(np.arange(size[axis]) / step, found.shape[axis] - 1)
         low = np.minimum(at.astype(int), max(0, found.shape[axis] - 2))
         share = np.expand_dims((at - low).astype(np.float32), 1 - axis)
         high = np.minimum(low + 1, found.shape[axis] - 1)
         found = found.take(low, axis=axis) * (1 - share) + found.take(high, axis=axis) * share
-    return found > 0.5
+    return np.asarray(found, np.float32)
 
 
 def _opened(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:

@@ -187,6 +187,9 @@ def test_two_steps_of_training_give_a_model_that_runs(tmp_path: Path) -> None:
     report = train(tmp_path / "recipe", _layout(tmp_path / "data", LAYOUTS["DRIVE"]), tmp_path / "run", workers=0)
     assert report.steps == 2
     assert np.isfinite(report.loss)
+    result = load_model(tmp_path / "run", device="cpu")(Picture(fundus()[0]))
+    assert result.recipe.weights.trained
+    assert not any("Untrained" in warning for warning in result.warnings)
 
 
 def test_scores_of_known_masks(tmp_path: Path) -> None:
