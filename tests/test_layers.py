@@ -28,7 +28,10 @@ OWNERS = {  # foreign package: the folder or file that alone may import it
     "pynetdicom": "pipelines/medseg_pipelines/pacs",
     "dicomweb_client": "pipelines/medseg_pipelines/pacs",
     "requests": "pipelines/medseg_pipelines/pacs",
-    "gradio": "app/medseg_app",
+    "fastapi": "app/medseg_app/server",
+    "gradio": "app/medseg_app/server/page.py",
+    "starlette": "app/medseg_app/server",
+    "uvicorn": "app/medseg_app/commands/serve.py",
     "typer": "app/medseg_app",
     "rich": "app/medseg_app",
 }

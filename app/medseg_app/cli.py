@@ -37,6 +37,7 @@ from medseg_app.options import (
     Verbose,
     parse_size,
 )
+from medseg_app.serve_cli import account, audit_app, serve
 from medseg_app.weights_cli import app as weights_app
 
 _ENVIRONMENT = {
@@ -58,6 +59,9 @@ app = typer.Typer(
 )
 app.add_typer(bundle_app)
 app.add_typer(dicom_app)
+app.command()(serve)
+app.command()(account)
+app.add_typer(audit_app)
 app.add_typer(weights_app)
 
 

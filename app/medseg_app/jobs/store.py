@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -91,8 +92,23 @@ class Store:
         number = sum(1 for _ in folder.iterdir())
         if number >= _MOST_FILES:
             raise InputRefused(f"upload must have at most {_MOST_FILES} files, got more; send a zip of one study")
-        partial = folder / f".{number:06d}.partial"
-        target = folder / f"image{number:06d}{_ending(name)}"
+        size = await self._write(folder, folder / kept_name(number, name), content)
+        self._table.grow_upload(upload, size)
+
+    async def receive_drawing(self, upload: str, content: AsyncIterator[bytes]) -> str:
+        """Keep a corrected label map beside the files of an upload, unseen by what reads these; gives its name.
+
+        Raises:
+            TooLarge: It is more than one upload may hold, or the disk is full.
+        """
+        folder = self.upload_folder(upload)
+        name = f".drawing-{secrets.token_hex(8)}.nii"
+        await self._write(folder, folder / name, content)
+        return name
+
+    async def _write(self, folder: Path, target: Path, content: AsyncIterator[bytes]) -> int:
+        """Write what arrives, as far as there is room, and gives its bytes; half of it leaves nothing."""
+        partial = folder / f".{secrets.token_hex(8)}.partial"
         room = min(self.limits.upload_bytes - _size(folder), self.limits.disk_bytes - self.used())
         try:
             with partial.open("xb") as file:
@@ -105,7 +121,7 @@ class Store:
             partial.rename(target)
         finally:
             partial.unlink(missing_ok=True)
-        self._table.grow_upload(upload, size)
+        return size
 
     def used(self) -> int:
         """Bytes of everything kept."""
@@ -149,6 +165,15 @@ def _checked(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("name must be 32 hexadecimal digits")
     return name
+
+
+def kept_name(number: int, name: str) -> str:
+    """The neutral name of the file that came as `name`.
+
+    Raises:
+        InputRefused: The name ends in nothing known.
+    """
+    return f"image{number:06d}{_ending(name)}"
 
 
 def _ending(name: str) -> str:

@@ -59,6 +59,10 @@ def _do(kind: str) -> Task:
         from medseg_app.jobs.checking import check
 
         return check
+    if kind == "correct":
+        from medseg_app.jobs.correcting import correct
+
+        return correct
     from medseg_app.jobs.running import run
 
     return run

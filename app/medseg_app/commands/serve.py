@@ -1,0 +1,59 @@
+"""`medseg serve`: the web application on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import uvicorn
+
+from medseg.errors import UsageError
+from medseg_app.jobs.store import Limits, default_home
+from medseg_app.jobs.supervisor import Bounds
+from medseg_app.output import tell
+from medseg_app.server.accounts import read_accounts
+from medseg_app.server.guard import LOOPBACK
+from medseg_app.server.place import Settings
+from medseg_app.server.site import build_site
+
+
+def run(
+    *,
+    host: str,
+    port: int,
+    auth: Path | None,
+    allow_hosts: tuple[str, ...],
+    home: Path | None,
+    limits: Limits,
+    bounds: Bounds,
+    device: str,
+) -> int:
+    """Serve until the process is asked to stop.
+
+    Raises:
+        UsageError: It would be open to the network without login, or the accounts cannot be read.
+    """
+    if host not in LOOPBACK and auth is None:
+        raise UsageError(
+            f"host '{host}' is open to the network: give --auth FILE, made with `medseg account FILE NAME`"
+        )
+    where = (home or default_home()).resolve()
+    settings = Settings(
+        home=where,
+        hosts=(*LOOPBACK, *allow_hosts) if host in LOOPBACK or allow_hosts else (),
+        accounts=None if auth is None else read_accounts(auth),
+        limits=limits,
+        bounds=bounds,
+        device=device,
+    )
+    site, _ = build_site(settings)
+    empty = where / "empty"
+    empty.mkdir(exist_ok=True)
+    os.chdir(empty)  # Gradio hands out files below the working folder
+    tell(f"medseg serves http://{'[::1]' if host == '::1' else host}:{port}/ (Ctrl-C ends it)")
+    # No access log: it would hold addresses of users, and names of jobs beside them.
+    config = uvicorn.Config(
+        site, host=host, port=port, log_level="warning", access_log=False, server_header=False, ws="none"
+    )
+    uvicorn.Server(config).run()
+    return 0

@@ -1,0 +1,41 @@
+// Correct: paint structures in or out; what comes of it is a label map of its own.
+
+import * as api from "./api.js";
+import { button, el, labelled, options, say, t, title } from "./dom.js";
+
+export async function correctScreen(app) {
+  const { viewer, result } = app;
+  if (app.found.findings.some((one) => /shown with every/.test(one.text))) return [title(t("correct.title")), el("p", {}, t("correct.reduced"))];
+  let painting = false;
+  const size = el("input", { type: "number", min: 1, max: 30, value: 3, onchange: () => pen() });
+  const fill = el("input", { type: "checkbox", onchange: () => pen() });
+  const label = options([[0, t("correct.erase")], ...result.labels.map((one) => [one.id, one.name])], result.labels[0].id, () => pen(), { id: "ms-label" });
+  const pen = () => painting && viewer.setPen(Number(label.value), Number(size.value), fill.checked);
+  const paint = button(t("correct.paint"), () => {
+    painting = !painting;
+    paint.textContent = t(painting ? "correct.stop" : "correct.paint");
+    paint.setAttribute("aria-pressed", painting);
+    if (painting) pen();
+    else viewer.liftPen();
+  }, { class: "main", "aria-pressed": "false", id: "ms-paint" });
+  const save = button(t("correct.save"), () => app.trying(() => keep(app), () => app.go("review")), { id: "ms-save" });
+  await viewer.beginDrawing(api.fileAddress(app.run, "view/main.nii"), () => say(t("correct.paint")));
+  return [
+    title(t("correct.title")), el("p", {}, t("correct.hint")),
+    labelled(t("correct.label"), label), labelled(t("correct.size"), size),
+    el("label", { class: "inline" }, fill, t("correct.fill")),
+    el("p", {}, paint, " ", button(t("correct.undo"), () => viewer.step(-1)), " ", button(t("correct.redo"), () => viewer.step(1))),
+    save,
+  ];
+}
+
+async function keep(app) {
+  const bytes = await app.viewer.drawing();
+  app.wait(t("run.correcting"));
+  const job = await api.correct(app.run, bytes);
+  const ended = await api.follow(job.id, () => null);
+  if (ended.state !== "done") throw new Error(ended.reason);
+  app.use({ run: job.id });
+  await app.go("review");
+  say(t("correct.saved", app.result.manifest.correction.changed_voxels));
+}

@@ -1,0 +1,1 @@
+"""The web application: one FastAPI app with the REST interface, the page, and everything that guards them."""

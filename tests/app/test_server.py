@@ -1,0 +1,288 @@
+"""The web application over HTTP: isolation, limits, login, headers, the hole of mounted Gradio apps, the audit log."""
+
+import base64
+import io
+import json
+import re
+import socket
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import stub_job_worker
+from medseg.errors import InputRefused, UsageError
+from medseg_app.commands.audit import add_account
+from medseg_app.jobs.store import Limits
+from medseg_app.server import site
+from medseg_app.server.accounts import Accounts, Throttled, hash_password, read_accounts
+from medseg_app.server.audit import AuditLog, verify
+from medseg_app.server.guard import LOOPBACK
+from medseg_app.server.place import Settings
+
+ADDRESS = "http://127.0.0.1:7860"
+STUB = (sys.executable, "-I", stub_job_worker.__file__)
+PASSWORD = "a long enough one"
+
+
+def _settings(home: Path, **more: Any) -> Settings:
+    return Settings(home=home, hosts=LOOPBACK, worker=STUB, limits=Limits(upload_bytes=1000), open_jobs=3, **more)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    home = tmp_path_factory.mktemp("home")
+    guard, _ = site.build_site(_settings(home))
+    with TestClient(guard, base_url=ADDRESS):
+        yield guard
+
+
+@pytest.fixture
+def ann(server: Any) -> TestClient:
+    return TestClient(server, base_url=ADDRESS)
+
+
+@pytest.fixture
+def bob(server: Any) -> TestClient:
+    return TestClient(server, base_url=ADDRESS)
+
+
+def _upload(user: TestClient, content: bytes = b"x", name: str = "head.nii.gz") -> str:
+    upload = user.post("/api/v1/uploads", json={"name": name}).json()["id"]
+    answer = user.put(f"/api/v1/uploads/{upload}/files", content=content, headers={"X-File-Name": name})
+    assert answer.status_code == 204, answer.text
+    return upload
+
+
+def _ended(user: TestClient, job: str) -> dict[str, Any]:
+    for _ in range(400):
+        now = user.get(f"/api/v1/jobs/{job}").json()
+        if now["ended"] is not None:
+            return now
+        time.sleep(0.05)
+    raise AssertionError(now)
+
+
+def test_a_job_from_upload_to_deletion(ann: TestClient) -> None:
+    upload = _upload(ann, name="Doe%5EJane.nii.gz")
+    job = ann.post("/api/v1/jobs", json={"upload": upload, "model": "mr-denoise"}).json()
+    assert job["state"] == "queued"
+    assert job["place"] == 1
+    assert _ended(ann, job["id"])["state"] == "done"
+    assert ann.get(f"/api/v1/jobs/{job['id']}/result").json()["files"] == ["manifest.json"]
+    archive = zipfile.ZipFile(io.BytesIO(ann.get(f"/api/v1/jobs/{job['id']}/archive").content))
+    assert archive.namelist() == ["manifest.json"]
+    assert [one["id"] for one in ann.get("/api/v1/uploads").json()] == [upload]
+    assert ann.delete(f"/api/v1/uploads/{upload}").status_code == 204
+    assert ann.get("/api/v1/uploads").json() == []
+    assert ann.get(f"/api/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_sessions_never_see_each_other(ann: TestClient, bob: TestClient) -> None:
+    upload = _upload(ann)
+    job = ann.post("/api/v1/jobs", json={"upload": upload, "model": "mr-denoise"}).json()["id"]
+    _ended(ann, job)
+    assert bob.get("/api/v1/uploads").json() == []
+    for method, path in [
+        ("GET", f"jobs/{job}"),
+        ("GET", f"jobs/{job}/result"),
+        ("GET", f"jobs/{job}/archive"),
+        ("GET", f"jobs/{job}/report"),
+        ("GET", f"jobs/{job}/files/manifest.json"),
+        ("POST", f"jobs/{job}/cancel"),
+        ("GET", f"uploads/{upload}/jobs"),
+        ("DELETE", f"uploads/{upload}"),
+    ]:
+        answer = bob.request(method, f"/api/v1/{path}")
+        assert answer.status_code == 404, path
+    assert bob.post(f"/api/v1/uploads/{upload}/check", json={}).status_code == 404
+    assert bob.post("/api/v1/jobs", json={"upload": upload, "model": "mr-denoise"}).status_code == 404
+    assert ann.get(f"/api/v1/jobs/{job}/files/manifest.json").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["../manifest.json", "%2e%2e/%2e%2e/jobs.sqlite", "/etc/passwd", "..%2f..%2faudit.jsonl"]
+)
+def test_only_files_of_the_result_are_given(ann: TestClient, name: str) -> None:
+    job = ann.post("/api/v1/jobs", json={"upload": _upload(ann), "model": "mr-denoise"}).json()["id"]
+    _ended(ann, job)
+    assert ann.get(f"/api/v1/jobs/{job}/files/{name}").status_code == 404
+
+
+def test_limits_and_wrong_requests_are_one_sentence(ann: TestClient) -> None:
+    upload = ann.post("/api/v1/uploads", json={"name": "a.nii"}).json()["id"]
+    address = f"/api/v1/uploads/{upload}/files"
+    cases = [
+        (ann.put(address, content=b"x" * 2000, headers={"X-File-Name": "a.nii"}), 413, "at most"),
+        (ann.put(address, content=b"x", headers={"X-File-Name": "a.exe"}), 400, "must end in one of"),
+        (ann.post(f"/api/v1/uploads/{upload}/check", json={}), 409, "empty"),
+        (ann.post(f"/api/v1/uploads/{upload}/check", json={"path": "/etc"}), 422, "path: extra inputs"),
+        (ann.post("/api/v1/jobs", json={"upload": upload, "model": "../x"}), 404, "not known"),
+        (ann.get("/api/v1/uploads/1/jobs"), 404, "not there"),
+    ]
+    for answer, status, words in cases:
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
+        assert words in answer.json()["error"]
+    full = _upload(ann, b"sleep")
+    wish = {"upload": full, "model": "mr-denoise"}
+    answers = [ann.post("/api/v1/jobs", json=wish) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [201, 201, 201, 429], "three open jobs at most"
+    assert ann.put(f"/api/v1/uploads/{full}/files", content=b"x", headers={"X-File-Name": "b.dcm"}).status_code == 409
+    ann.post(f"/api/v1/jobs/{answers[0].json()['id']}/cancel")
+    assert _ended(ann, answers[0].json()["id"])["state"] == "cancelled"
+    assert ann.delete(f"/api/v1/uploads/{full}").status_code == 204, "this stops what is running on it"
+
+
+def test_every_answer_is_guarded(ann: TestClient) -> None:
+    page = ann.get("/")
+    policy = page.headers["content-security-policy"]
+    nonce = re.findall(r"'nonce-([^']+)'", policy)[0]
+    assert "unsafe-eval" not in policy
+    assert "script-src 'self' 'nonce-" in policy
+    assert page.text.count("<script") == page.text.count(f'<script nonce="{nonce}"') > 2
+    cookie = page.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    for path in ("/", "/api/v1/me", "/healthz", "/api/v1/nothing", "/medseg-assets/main.js"):
+        headers = ann.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+    assert ann.get("/", headers={"Host": "evil.example"}).status_code == 421, "a name of their own for our loopback"
+    assert ann.post("/api/v1/uploads", json={"name": "a"}, headers={"Origin": "http://evil.example"}).status_code == 403
+    for path in ("/monitoring", "/gradio_api/deep_link", "/gradio_api/proxy=http://x", "/docs", "/x"):
+        assert ann.get(path).status_code == 404, path
+
+
+def test_mounted_gradio_reads_no_server_files(ann: TestClient) -> None:
+    """Without `has_launched`, a visitor could name any file as an upload and get its content back."""
+    secret = Path(__file__)
+    data = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, "mr-denoise", False]
+    call = ann.post("/gradio_api/call/segment", json={"data": data})
+    assert call.status_code == 200
+    told = ann.get(f"/gradio_api/call/segment/{call.json()['event_id']}").text
+    assert "event: error" in told
+    assert all(upload["name"] != secret.name for upload in ann.get("/api/v1/uploads").json())
+    assert ann.get(f"/gradio_api/file={secret}").status_code in (403, 404)
+
+
+def test_health_metrics_and_description(ann: TestClient) -> None:
+    assert ann.get("/healthz").text == ann.get("/readyz").text == "ok\n"
+    text = ann.get("/metrics").text
+    for line in text.splitlines():
+        assert re.fullmatch(r"# (HELP|TYPE) .+|\w+(\{[^}]*\})? [0-9.e+]+", line), line
+    assert 'medseg_jobs{state="queued"}' in text
+    paths = ann.get("/api/v1/openapi.json").json()["paths"]
+    assert {"/api/v1/uploads", "/api/v1/jobs", "/api/v1/jobs/{job}/result"} <= set(paths)
+    assert all("summary" in way or "description" in way for path in paths.values() for way in path.values())
+
+
+def test_login_and_throttling(tmp_path: Path) -> None:
+    add_account(tmp_path / "accounts", "ann", PASSWORD)
+    add_account(tmp_path / "accounts", "bob", PASSWORD + "!")
+    accounts = read_accounts(tmp_path / "accounts")
+    assert PASSWORD not in json.dumps(accounts)
+    guard, place = site.build_site(_settings(tmp_path / "home", accounts=accounts))
+    with TestClient(guard, base_url=ADDRESS, follow_redirects=False) as user:
+        assert user.get("/").headers["location"] == "/login"
+        for method, path in [
+            ("GET", "/api/v1/me"), ("GET", "/api/v1/openapi.json"), ("GET", "/config"), ("GET", "/metrics"),
+            ("GET", "/medseg-screens"), ("POST", "/gradio_api/upload"), ("POST", "/gradio_api/call/segment"),
+            ("GET", "/gradio_api/file=x"), ("POST", "/gradio_api/queue/join"), ("GET", "/medseg-assets/main.js"),
+        ]:  # fmt: skip
+            assert user.request(method, path).status_code == 401, path
+        assert user.get("/healthz").status_code == 200
+        basic = {"Authorization": "Basic " + base64.b64encode(f"bob:{PASSWORD}!".encode()).decode()}
+        assert user.get("/api/v1/me", headers=basic).json()["user"] == "bob"
+        assert user.post("/login", data={"name": "ann", "password": "no"}).status_code == 401
+        assert user.post("/login", data={"name": "ann", "password": PASSWORD}).status_code == 303
+        assert user.get("/api/v1/me").json()["user"] == "ann"
+        user.post("/logout")
+        assert user.get("/api/v1/me").status_code == 401
+        for _ in range(3):
+            user.post("/login", data={"name": "ann", "password": "no"})
+        answer = user.post("/login", data={"name": "ann", "password": PASSWORD})
+        assert answer.status_code == 429
+        assert "too many wrong passwords" in answer.text
+    events = [json.loads(line)["event"] for line in (tmp_path / "home" / "audit.jsonl").read_text().splitlines()]
+    assert events == ["start", "login refused", "login", *["login refused"] * 3, "stop"]
+    assert place.accounts is not None
+
+
+def test_waiting_grows_with_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    accounts = Accounts({"ann": hash_password(PASSWORD)})
+    waits = []
+    for _ in range(6):
+        while True:
+            try:
+                assert not accounts.fits("ann", "no", "here")
+                break
+            except Throttled:
+                now[0] += 1
+        waits.append(now[0] - 1000)
+    assert waits == [0, 0, 0, 2, 6, 14]
+    now[0] += 1000
+    assert accounts.fits("ann", PASSWORD, "here")
+    assert accounts.fits("ann", PASSWORD, "elsewhere")
+
+
+def test_accounts_must_be_private_and_passwords_long(tmp_path: Path) -> None:
+    path = tmp_path / "accounts"
+    with pytest.raises(UsageError, match="at least 10"):
+        add_account(path, "ann", "short")
+    add_account(path, "ann", PASSWORD)
+    path.chmod(0o644)
+    with pytest.raises(UsageError, match="chmod 600"):
+        read_accounts(path)
+
+
+def test_the_audit_log_shows_every_change(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for _ in range(2):  # a second server goes on with it
+        log = AuditLog(path)
+        log.record("run", "ann", job="1", model="mr-denoise")
+        log.record("download", "ann", job="1")
+    number, last = verify(path)
+    assert number == 4
+    lines = path.read_text().splitlines()
+    for broken in (
+        [lines[0], lines[1].replace("ann", "bob"), *lines[2:]],
+        [lines[0], *lines[2:]],
+        [lines[1], lines[0], *lines[2:]],
+        [*lines[:3], lines[3][:-4]],
+    ):
+        path.write_text("\n".join(broken) + "\n")
+        with pytest.raises(InputRefused, match=r"line \d"):
+            verify(path)
+    path.write_text("\n".join(lines[:3]) + "\n")
+    assert verify(path)[1] != last, "what was cut off at the end shows in the last hash"
+
+
+def test_logs_hold_no_names(ann: TestClient, server: Any) -> None:
+    _upload(ann, name="Meier%5EPetra.nii.gz")
+    home = server._app.state.place.settings.home
+    for path in home.rglob("*"):
+        assert "Meier" not in path.name
+    assert "Meier" not in (home / "audit.jsonl").read_text()
+
+
+def test_nothing_outside_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def refuse(host: Any, *rest: Any, **more: Any) -> Any:
+        asked.append(host)
+        raise OSError("no names here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    guard, _ = site.build_site(_settings(tmp_path / "home"))
+    with TestClient(guard, base_url=ADDRESS) as user:
+        assert user.get("/").status_code == 200
+        job = user.post("/api/v1/jobs", json={"upload": _upload(user), "model": "mr-denoise"}).json()["id"]
+        assert _ended(user, job)["state"] == "done"
+    assert asked == []
