@@ -1,5 +1,6 @@
 """Pictures restored or enlarged: exact size and type, windows without seams, learned from pairs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
+from medseg_app.cli import app
 from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.picture_restoration import PictureRestoration
@@ -78,6 +81,18 @@ def test_a_trained_run_doubles_a_picture(run: Path, tmp_path: Path) -> None:
     assert manifest["output"]["scale"] == 2
     answer = replay(manifest, out, model=run)
     assert (answer.identical, answer.files_intact) == (True, True)
+
+
+def test_the_command_line_restores_pictures(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(_tile(6)).save(tmp_path / "tile.png")
+    arguments = ["infer", str(tmp_path / "tile.png"), "-m", str(run), "-o", str(tmp_path / "out"), "-d", "cpu"]
+    answer = CliRunner().invoke(app, [*arguments, "--json"])
+    assert answer.exit_code == 0, answer.stderr
+    case = json.loads(answer.stdout)["cases"][0]
+    assert case["restored"] == str(tmp_path / "out" / "restored.png")
+    assert case["quality"]["regions"] > 0
+    text = CliRunner().invoke(app, [*arguments, "--overwrite"])
+    assert "always compare with the original" in text.stdout
 
 
 def test_training_starts_from_linear_enlargement_and_moves_away(run: Path) -> None:
