@@ -85,7 +85,7 @@ def judge_picture(picture: Picture, scope: PictureScope) -> tuple[Finding, ...]:
 
 
 def choose_picture_model(picture: Picture) -> Choice:
-    """The one shipped model that segments pictures like this.
+    """The one shipped model that segments pictures like this; one made for them goes before one that takes any.
 
     Raises:
         InputRefused: None is, or several are.
@@ -93,6 +93,7 @@ def choose_picture_model(picture: Picture) -> Choice:
     recipes = [recipe for recipe in map(load_recipe, recipe_names()) if isinstance(recipe, PictureRecipe)]
     verdicts = {recipe.name: judge_picture(picture, recipe.scope) for recipe in recipes}
     fitting = [recipe for recipe in recipes if not verdicts[recipe.name]]
+    fitting = [recipe for recipe in fitting if recipe.scope.kind != "any"] or fitting
     if len(fitting) == 1:
         scope = fitting[0].scope
         reason = f"it looks like a {'/'.join(scope.modalities)}, {picture.size[1]} x {picture.size[0]} pixels"

@@ -15,7 +15,7 @@ from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import read_indexed
 from medseg.networks import build_network
 from medseg.picture import Picture
-from medseg_pipelines import load_model
+from medseg_pipelines import load_model, picture_case
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.picture_case import choose_picture_model, judge_picture
 from medseg_pipelines.picture_evaluation import evaluate_pictures, score_picture
@@ -103,9 +103,10 @@ def test_a_fundus_is_told_from_other_pictures() -> None:
     assert [finding.grade for finding in judge_picture(Picture(cut), SCOPE)] == ["doubtful"]
 
 
-def test_the_shipped_model_is_chosen_for_a_fundus_and_for_nothing_else() -> None:
+def test_the_shipped_model_is_chosen_for_a_fundus_and_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, _ = fundus(500, 600)
     assert choose_picture_model(Picture(pixels)).name == "vessels"
+    monkeypatch.setattr(picture_case, "recipe_names", lambda: ["brain-structures", "vessels"])
     with pytest.raises(InputRefused, match="fits no model"):
         choose_picture_model(Picture(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)))
 
