@@ -74,6 +74,20 @@ PRESETS = {
 }
 
 
+def preset_of(state: Mapping[str, Tensor]) -> str:
+    """The size of SAM that weights belong to, by the width of their encoder.
+
+    Raises:
+        ModelMissing: They are of none.
+    """
+    places = state.get("image_encoder.pos_embed")
+    width = 0 if places is None else places.shape[-1]
+    found = [name for name, config in PRESETS.items() if config.embed_dim == width]
+    if not found:
+        raise ModelMissing(f"weights must be of {', '.join(PRESETS)}, their encoder has {width or 'no'} channels")
+    return found[0]
+
+
 class Attention(nn.Module):
     """Multi-head attention over a grid, or its windows, with a learned bias by row and column offset.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from medseg.checkpoints import read_checkpoint
 from medseg.errors import ModelMissing
 from medseg.intensity import rescale_percentiles
-from medseg.networks.sam import PRESETS, Sam, load_published
+from medseg.networks.sam import Sam, load_published, preset_of
 from medseg.partition.description import AutomaticMasks
 from medseg.partition.torchvision_ops import load_torchvision
 from medseg.regions import region_map
@@ -76,12 +76,10 @@ def load_network(checkpoint: Path | None) -> Sam:
     if not Path(checkpoint).is_file():
         raise ModelMissing(f"checkpoint '{Path(checkpoint).name}' is missing; {_FETCH}")
     state = read_checkpoint(Path(checkpoint))
-    places = state.get("image_encoder.pos_embed")
-    sizes = {config.embed_dim: name for name, config in PRESETS.items()}
-    width = 0 if places is None else places.shape[-1]
-    if width not in sizes:
-        raise ModelMissing(f"checkpoint '{Path(checkpoint).name}' must be of {', '.join(PRESETS)}; {_FETCH}")
-    network = Sam(sizes[width])
+    try:
+        network = Sam(preset_of(state))
+    except ModelMissing as error:
+        raise ModelMissing(f"checkpoint '{Path(checkpoint).name}': {error}; {_FETCH}") from None
     load_published(network, state)
     return network.eval()
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_model(
-    model: str | Path | None = None, *, device: str = "auto", engine: str = "auto"
+    model: str | Path | None = None, *, device: str = "auto", engine: str = "auto", weights: str | None = None
 ) -> Pipeline | PictureSegmentation | PictureRestoration:
     """A model, ready to be called with an image: of pictures with a path, a Picture or pixels, else with a path, a
     Volume, a nibabel or a SimpleITK image.
@@ -24,6 +24,7 @@ def load_model(
         model: A name from `medseg models`, or a model folder (recipe and weights); None for the only one that ships.
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         engine: "auto" for the fastest one installed, or its name.
+        weights: Name in `medseg weights`, for models whose weights users bring.
 
     Raises:
         UsageError: There is no such model, device or engine.
@@ -37,6 +38,12 @@ def load_model(
             "--out RUN`, then use -m RUN"
         )
     folder = recipe_folder(model)
+    if recipe.task == "prompting":
+        from medseg_pipelines.prompting.model import Prompting
+
+        return Prompting(recipe, folder, device=device, engine=engine, weights=weights)
+    if weights is not None:
+        raise UsageError(f"model '{recipe.name}' has weights of its own: drop the name of others")
     if recipe.task == "restoration":
         from medseg_pipelines.restoration import Restoration
 
@@ -57,9 +64,11 @@ def load_model(
         from medseg_pipelines.picture_restoration import PictureRestoration
 
         return PictureRestoration(recipe, folder, device=device, engine=engine)
-    from medseg_pipelines.segmentation import Segmentation
+    if recipe.task == "segmentation":
+        from medseg_pipelines.segmentation import Segmentation
 
-    return Segmentation(recipe, folder, device=device, engine=engine)
+        return Segmentation(recipe, folder, device=device, engine=engine)
+    raise UsageError(f"model '{recipe.name}' must have a task that can be run here, got {recipe.task}")
 
 
 def _only_model() -> str:

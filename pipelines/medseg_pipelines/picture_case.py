@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -61,6 +61,19 @@ def read_picture_case(image: Any, *, memory_limit: int | None = None) -> Picture
         raise TypeError(f"image must be a path, a Picture or an array of pixels, got {type(image).__name__}")
     record = InputRecord(name=None, size=image.pixels.nbytes, sha256=hash_pixels(image.pixels))
     return PictureCase(picture=image, record=record)
+
+
+def picture_facts(case: PictureCase) -> dict[str, Any]:
+    """What a manifest says of the picture."""
+    source, spacing = case.picture.source, case.picture.spacing
+    return {
+        **asdict(case.record),
+        "kind": "picture",
+        "shape": list(case.picture.pixels.shape),
+        "dtype": str(case.picture.pixels.dtype),
+        "spacing_mm": None if spacing is None else [round(step, 6) for step in spacing],
+        "turned": bool(source and source.turned),
+    }
 
 
 def hash_pixels(pixels: NDArray[Any]) -> str:

@@ -44,6 +44,7 @@ class PictureRestoration(Runner[PictureRestorationRecipe]):
             Cancelled: The callback said so.
         """
         wanted = RunOptions(**options)
+        wanted.require_for(self.recipe)
         if wanted.noise is not None or wanted.regions is not None or wanted.keep_regions:
             raise UsageError(f"model {self.recipe.name} restores pictures: it takes no noise level and no region files")
         report = Reporter(progress)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.vessels import measure_vessels
-from medseg_pipelines.recipe import PictureRecipe
+from medseg_pipelines.recipe import PictureRecipe, PromptRecipe
 
 MEANING = {
     "area fraction": "share of the field of view that is labelled",
@@ -47,7 +47,10 @@ class Figure:
 
 
 def measure_picture(
-    labels: NDArray[np.uint8], field: NDArray[np.bool_], spacing: tuple[float, float] | None, recipe: PictureRecipe
+    labels: NDArray[np.uint8],
+    field: NDArray[np.bool_],
+    spacing: tuple[float, float] | None,
+    recipe: PictureRecipe | PromptRecipe,
 ) -> tuple[Figure, ...]:
     """The figures of every label, in pixels, or in mm where the file knows its spacing.
 

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from medseg.errors import InputRefused, UsageError
+from medseg.partition import Partitioner
+from medseg.prompts import Prompts
 from medseg.volume import Volume
 from medseg.weights import load_weights, sha256_of
 from medseg_pipelines import engines, nets
@@ -20,6 +22,8 @@ from medseg_pipelines.recipe import (
     RECIPE_FILE,
     PictureRecipe,
     PictureRestorationRecipe,
+    PromptRecipe,
+    Recipe,
     RestorationRecipe,
     SegmentationRecipe,
     SuperResolutionRecipe,
@@ -28,7 +32,7 @@ from medseg_pipelines.results import Result
 from medseg_pipelines.scope import judge, require_in_scope
 from medseg_pipelines.words import UNTRAINED
 
-VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe, SuperResolutionRecipe)
+VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe, SuperResolutionRecipe, PromptRecipe)
 AnyRecipe = TypeVar(
     "AnyRecipe",
     SegmentationRecipe,
@@ -36,6 +40,7 @@ AnyRecipe = TypeVar(
     PictureRecipe,
     PictureRestorationRecipe,
     SuperResolutionRecipe,
+    PromptRecipe,
 )
 
 
@@ -61,6 +66,11 @@ class RunOptions:
         regions: Region map on the grid of the image, for models that attend inside regions; None to find one.
         keep_regions: Whether the result holds the region map as a volume too.
         enforce_consistency: Change a result with finer voxels until it reproduces the image, noise and all.
+        partition: How to find the regions, in place of the way that the recipe names.
+        prompts: What to segment, for models that follow prompts.
+        propagate: Go on to the slices beside those that were prompted.
+        consensus: Prompt along all three axes, and keep what two of them say.
+        window: Grey values that a model with prompts sees as black and white.
     """
 
     force_scope: bool = False
@@ -69,6 +79,23 @@ class RunOptions:
     regions: Volume | None = None
     keep_regions: bool = False
     enforce_consistency: bool = False
+    partition: Partitioner | None = None
+    prompts: Prompts | None = None
+    propagate: bool = True
+    consensus: bool = False
+    window: tuple[float, float] | None = None
+
+    def require_for(self, recipe: Recipe) -> None:
+        """Refuse prompts and partitions where the model knows nothing of them.
+
+        Raises:
+            UsageError: Says which.
+        """
+        prompted = self.prompts is not None or self.consensus or self.window is not None or not self.propagate
+        if prompted and recipe.task != "prompting":
+            raise UsageError(f"model {recipe.name} follows no prompts: drop them, or choose another (`medseg models`)")
+        if self.partition is not None and recipe.task != "restoration":
+            raise UsageError(f"model {recipe.name} finds no regions in volumes: drop the partition")
 
 
 class Runner(Generic[AnyRecipe]):
@@ -92,10 +119,18 @@ class Runner(Generic[AnyRecipe]):
         if engine not in ("auto", *engines.available()):
             raise UsageError(f"engine must be one of auto, {', '.join(engines.available())}, got '{engine}'")
         self._network = nets.build(recipe.network.name, recipe.network.options, folder=folder)
-        load_weights(self._network, folder / recipe.weights.file, sha256=recipe.weights.sha256)
+        self._fill(folder)
         self._multiple = int(getattr(self._network, "multiple", 1))
         self.engine = engines.default_engine(str(self.device)) if engine == "auto" else engine
         self._predict = engines.prepare(self._network.eval(), engine=self.engine, device=str(self.device))
+
+    def _fill(self, folder: Path) -> None:
+        """Give the network its weights."""
+        load_weights(self._network, folder / self.recipe.weights.file, sha256=self.recipe.weights.sha256)
+
+    def _weight_doubts(self) -> list[str]:
+        """What has to be said of the weights before everything else."""
+        return [] if self.recipe.weights.trained else [UNTRAINED]
 
     def _told(
         self,
@@ -147,14 +182,14 @@ class Pipeline(Runner[VolumeRecipe], ABC, Generic[VolumeRecipe]):
             Cancelled: The callback said so.
         """
         wanted = RunOptions(**options)
+        wanted.require_for(self.recipe)
         self._check_options(wanted)
         report = Reporter(progress)
         report.start("reading")
         case = read_case(image, time_point=time_point, memory_limit=wanted.memory_limit)
         findings = judge(case.volume, self.recipe.scope)
-        warnings = [*case.volume.notes, *require_in_scope(findings, self.recipe.name, force=wanted.force_scope)]
-        if not self.recipe.weights.trained:
-            warnings.insert(0, UNTRAINED)
+        scope = require_in_scope(findings, self.recipe.name, force=wanted.force_scope)
+        warnings = [*self._weight_doubts(), *case.volume.notes, *scope]
         return self._run(case, wanted, warnings, report)
 
     @abstractmethod

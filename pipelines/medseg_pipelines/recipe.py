@@ -4,8 +4,6 @@ A model is a folder with `recipe.yaml` and, beside it, the weights and a card. T
 `medseg_configs`; any other folder of the same shape is a model too.
 """
 
-import difflib
-from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,18 +13,22 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from medseg.errors import ModelMissing, UsageError
 from medseg_pipelines.home import home
+from medseg_pipelines.recipe_faults import explain, guess
 from medseg_pipelines.sections import (
+    Body,
+    Inference,
     PictureInference,
     PictureInstances,
     PicturePreparation,
     PictureScope,
+    Preparation,
+    PromptOptions,
     SupportInference,
+    Triple,
 )
 from medseg_pipelines.sections import Section as _Section
 
 RECIPE_FILE = "recipe.yaml"
-
-Triple = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class Network(_Section):
@@ -50,13 +52,6 @@ class Label(_Section):
         return self.name.removeprefix(f"{self.side} ") if self.side else self.name
 
 
-class Body(_Section):
-    """The structures form one connected body; what lies apart from it is no part of it (`components.keep_largest`)."""
-
-    loose: tuple[int, ...] = ()  # label ids of what only surrounds the body
-    reach: int = Field(default=0, ge=0)  # voxels from the body within which they stay
-
-
 class Decode(_Section):
     """How class scores become label ids: class c with its side looks up `table[c]`.
 
@@ -77,48 +72,6 @@ class Decode(_Section):
     def outputs(self) -> int:
         """Scores that the network gives per voxel."""
         return len(self.table) + int(self.sided)
-
-
-class Intensity(_Section):
-    """One linear step on grey values, as `preparation.rescale` does it."""
-
-    kind: Literal["range", "percentiles", "extremes", "z-score"]
-    source: tuple[float, float] | None = None  # grey values or percentiles that become `target`
-    target: tuple[float, float] = (0.0, 1.0)
-    clip: bool = False
-    nonzero: bool = False  # z-score only of voxels that are not 0
-
-    @model_validator(mode="after")
-    def _source_fits(self) -> Self:
-        if self.kind in ("range", "percentiles") and (self.source is None or self.source[0] >= self.source[1]):
-            raise ValueError(f"source of {self.kind} must be two rising numbers, got {self.source}")
-        return self
-
-
-class Preparation(_Section):
-    """The grid and grey values that the network sees."""
-
-    orientation: Literal["RAS"] | None = "RAS"  # None: the axes stay as they are
-    foreground_margin: float | None = Field(default=10.0, ge=0)  # mm kept around the image's content; None: all of it
-    spacing: Triple | None = (1.0, 1.0, 1.0)  # mm, RAS order; None: it stays as it is
-    percentiles: tuple[float, float] = (1.0, 99.0)  # of all voxels; they become 0 and 1
-    intensity: tuple[Intensity, ...] | None = None  # steps of imported models, in place of the percentiles
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        low, high = self.percentiles
-        if not 0 <= low < high <= 100:
-            raise ValueError(f"percentiles must rise within 0 to 100, got {self.percentiles}")
-        return self
-
-
-class Inference(_Section):
-    """The sliding window, on the prepared grid."""
-
-    window: tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels, RAS order
-    overlap: float = Field(ge=0, lt=1)  # share of the window
-    whole_window: bool = False  # the network takes no smaller size: a smaller image is filled up
-    bytes_per_voxel: int = Field(default=200, ge=0)  # memory of the network for each voxel of the window, measured
 
 
 class Scope(_Section):
@@ -286,6 +239,17 @@ class SupportRecipe(_CommonRecipe):
         return self
 
 
+class PromptRecipe(_CommonRecipe):
+    """Everything that turns an image and prompts into a label map, but for the weights, which users may bring."""
+
+    task: Literal["prompting"]
+    scope: Scope
+    checkpoint: str | None = None  # in `medseg weights`, where no weights lie beside the recipe
+    prompting: PromptOptions = PromptOptions()
+    labels: tuple[Label, ...] = ()  # of a run: what was prompted
+    statistics: Literal["areas"] = "areas"
+
+
 Recipe = (
     SegmentationRecipe
     | RestorationRecipe
@@ -293,6 +257,7 @@ Recipe = (
     | PictureRestorationRecipe
     | SuperResolutionRecipe
     | SupportRecipe
+    | PromptRecipe
 )
 _TASKS: dict[str, type[Recipe]] = {
     "segmentation": SegmentationRecipe,
@@ -301,17 +266,29 @@ _TASKS: dict[str, type[Recipe]] = {
     "picture-restoration": PictureRestorationRecipe,
     "super-resolution": SuperResolutionRecipe,
     "support-segmentation": SupportRecipe,
+    "prompting": PromptRecipe,
 }
 
 
 def recipe_names() -> list[str]:
     """The models that ship with the package, by name."""
-    return sorted(name for name in _shipped() if name not in template_names())
+    return sorted(_shipped().keys() - _without_weights().keys())
 
 
 def template_names() -> list[str]:
     """The recipes that ship without weights, to be trained on data of one's own, by name."""
-    return sorted(name for name, folder in _shipped().items() if not any(folder.glob("*.safetensors")))
+    return sorted(name for name, checkpoint in _without_weights().items() if checkpoint is None)
+
+
+def brought_names() -> list[str]:
+    """The recipes whose weights users bring (`medseg weights`), by name."""
+    return sorted(name for name, checkpoint in _without_weights().items() if checkpoint is not None)
+
+
+def _without_weights() -> dict[str, str | None]:
+    """The shipped recipes with no weights beside them, and which checkpoint each asks for."""
+    bare = {name: folder / RECIPE_FILE for name, folder in _shipped().items() if not any(folder.glob("*.safetensors"))}
+    return {name: yaml.safe_load(path.read_text(encoding="utf-8")).get("checkpoint") for name, path in bare.items()}
 
 
 def _shipped() -> dict[str, Path]:
@@ -347,7 +324,7 @@ def recipe_folder(model: str | Path) -> Path:
     if str(model) in (imported := imported_names()):
         return imported_models() / str(model)
     names = [*shipped, *imported]
-    raise UsageError(f"model '{model}' is not known{_guess(str(model), names)} (`medseg models` lists them)")
+    raise UsageError(f"model '{model}' is not known{guess(str(model), names)} (`medseg models` lists them)")
 
 
 def load_recipe(model: str | Path) -> Recipe:
@@ -376,7 +353,7 @@ def load_recipe(model: str | Path) -> Recipe:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"recipe '{path.parent.name}': {_explain(error, kind)}") from None
+        raise UsageError(f"recipe '{path.parent.name}': {explain(error, kind)}") from None
 
 
 def load_segmentation_recipe(model: str | Path) -> SegmentationRecipe:
@@ -390,33 +367,3 @@ def load_segmentation_recipe(model: str | Path) -> SegmentationRecipe:
     if not isinstance(recipe, SegmentationRecipe):
         raise UsageError(f"model '{recipe.name}' must be one that segments, its task is {recipe.task}")
     return recipe
-
-
-def _explain(error: ValidationError, kind: type[Recipe]) -> str:
-    """The first fault of a recipe in one line; an unknown key comes with the likely right one."""
-    faults = error.errors()
-    # A misspelt key is also a missing one: the spelling is what helps.
-    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    at = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"{at or 'content'}: {first['msg'].removeprefix('Value error, ')}"
-    *parents, key = first["loc"]
-    return f"unknown key '{at}'{_guess(str(key), _keys_at(kind, parents))}"
-
-
-def _keys_at(kind: type[Recipe], parents: Iterable[int | str]) -> list[str]:
-    """The keys that a recipe allows below `parents`."""
-    section: Any = kind
-    for part in parents:
-        if isinstance(part, int):  # the position within a list says nothing about its keys
-            continue
-        field = section.model_fields[part].annotation
-        section = (
-            field if hasattr(field, "model_fields") else next(a for a in field.__args__ if hasattr(a, "model_fields"))
-        )
-    return list(section.model_fields)
-
-
-def _guess(word: str, words: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""

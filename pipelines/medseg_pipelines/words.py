@@ -2,6 +2,7 @@
 
 RESEARCH_USE = "Research use only. Not a medical device. Results need checking by a qualified person."
 UNTRAINED = "Untrained weights: the result has no meaning."
+UNKNOWN_ORIGIN = "Weights of unknown origin: nothing tells who trained them, on what, or whether at all."
 UNTRAINED_BANNER = "UNTRAINED MODEL - THIS RESULT HAS NO MEANING"
 RADIOLOGICAL = "Radiological convention: the left of the picture is the right of the patient."
 RESTORED_MARK = "RESTORED"

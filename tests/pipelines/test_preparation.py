@@ -14,7 +14,7 @@ from monai.transforms.intensity.array import (
 from pydantic import ValidationError
 
 from medseg_pipelines.preparation import prepare, rescale, way
-from medseg_pipelines.recipe import Intensity
+from medseg_pipelines.sections import Intensity
 from tiny_model import head
 
 GREY = np.random.default_rng(0).normal(30, 100, (1, 9, 10, 11)).astype(np.float32) * (

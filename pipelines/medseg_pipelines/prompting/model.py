@@ -1,0 +1,241 @@
+"""A model that segments what prompts point at, on volumes and on pictures."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from time import monotonic
+from typing import Any, cast
+
+import torch
+
+from medseg.errors import ModelMissing, UsageError
+from medseg.networks.sam import Sam, load_published, preset_of
+from medseg.picture import Picture
+from medseg.prompts import Box, Mask, Point, Prompts
+from medseg.volume import Volume
+from medseg_pipelines import nets
+from medseg_pipelines.case import Case, hash_volume
+from medseg_pipelines.events import Callback, Reporter
+from medseg_pipelines.picture_case import PictureCase, hash_pixels, picture_facts, read_picture_case
+from medseg_pipelines.picture_statistics import measure_picture
+from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_memory
+from medseg_pipelines.prompting.embeddings import Embeddings
+from medseg_pipelines.prompting.results import PromptedPictureResult, PromptedResult, labels_of
+from medseg_pipelines.prompting.session import PromptedNetwork, Segmented, Session
+from medseg_pipelines.recipe import PromptRecipe
+from medseg_pipelines.results import Outcome, Result
+from medseg_pipelines.statistics import measure
+from medseg_pipelines.weights.cache import load_brought
+from medseg_pipelines.words import UNKNOWN_ORIGIN
+
+_KINDS: dict[str, type] = {"points": Point, "boxes": Box, "masks": Mask}
+
+
+class Prompting(Pipeline[PromptRecipe]):
+    """A network that follows prompts, ready to run.
+
+    Args:
+        recipe: What to do.
+        folder: Where the recipe lies, and the weights where it needs none from users.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        engine: "auto", "eager" or "channels-last".
+        weights: Name in `medseg weights`, in place of the one that the recipe asks for.
+        embeddings: Folder where encoded slices are kept beyond this process.
+
+    Raises:
+        ModelMissing: The weights are absent, or not those of the network; the message says what to fetch.
+        UsageError: There is no such device or engine.
+    """
+
+    def __init__(
+        self,
+        recipe: PromptRecipe,
+        folder: Path,
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        weights: str | None = None,
+        embeddings: Path | None = None,
+    ) -> None:
+        if engine not in ("auto", "eager", "channels-last"):
+            raise UsageError(f"engine of a model with prompts must be auto, eager or channels-last, got '{engine}'")
+        self.brought = weights or recipe.checkpoint
+        self._unknown = False
+        super().__init__(recipe, folder, device=device, engine=engine)
+        self.prompted = PromptedNetwork(
+            network=cast("Sam", self._network),
+            options=recipe.prompting,
+            embeddings=Embeddings(embeddings),
+            identity=self.recipe.weights.sha256,
+            device=self.device,
+        )
+
+    def session(self, image: Volume | Picture, *, window: tuple[float, float] | None = None) -> Session:
+        """An image to prompt again and again."""
+        return Session(self.prompted, image, window=window)
+
+    def __call__(
+        self, image: Any, *, progress: Callback | None = None, time_point: int | None = None, **options: Any
+    ) -> Any:
+        """Segment what the prompts point at: a volume or, from a `PictureCase` or a `Picture`, a picture.
+
+        Args:
+            image: As any model takes it.
+            progress: Gets every `Event`; returning False or raising `Cancelled` stops the run.
+            time_point: Index from 0 into the fourth axis, where there is one.
+            options: Fields of `RunOptions`; `prompts` must be there.
+        """
+        if not isinstance(image, PictureCase | Picture):
+            return super().__call__(image, progress=progress, time_point=time_point, **options)
+        wanted = RunOptions(**options)
+        self._check_options(wanted)
+        report = Reporter(progress)
+        report.start("reading")
+        case = read_picture_case(image, memory_limit=wanted.memory_limit)
+        return self._run_picture(case, wanted, [*self._weight_doubts(), *case.picture.notes], report)
+
+    def plan(self, case: Case | PictureCase, prompts: Prompts | None = None) -> RunPlan:
+        """What segmenting the case may take at most; one slice is encoded to know the time."""
+        image = case.volume if isinstance(case, Case) else case.picture
+        session = self.session(image)
+        tiles = session.slices_of(prompts) if prompts else 1
+        started = monotonic()
+        session.encode(0)
+        seconds = (monotonic() - started) * tiles
+        grid = case.volume.grid if isinstance(case, Case) else None
+        return RunPlan(
+            grid=grid.shape if grid else (image.size[1], image.size[0], 1),  # pyright: ignore[reportAttributeAccessIssue]
+            spacing=grid.spacing if grid else (0.0, 0.0, 0.0),
+            tiles=tiles,
+            peak_bytes=self._peak_bytes(image),
+            seconds=round(seconds, 1),
+        )
+
+    def _fill(self, folder: Path) -> None:
+        """Weights from beside the recipe or from the user's folder, and what is known of them."""
+        if self.brought is None:
+            super()._fill(folder)
+            return
+        brought, state = load_brought(self.brought)
+        if self.recipe.network.name == "sam":
+            self._network = nets.build("sam", {**self.recipe.network.options, "preset": preset_of(state)})
+        try:
+            fresh = load_published(cast("Sam", self._network), state)
+        except ModelMissing as error:
+            raise ModelMissing(f"weights '{self.brought}' are not of {self.recipe.network.name}: {error}") from None
+        told = {
+            "file": brought.source,
+            "sha256": brought.sha256,
+            "trained": brought.trained is not False and not fresh,
+            "parameters": brought.parameters,
+        }
+        self._unknown = brought.trained is None
+        weights = self.recipe.weights.model_copy(update=told)
+        self.recipe = self.recipe.model_copy(update={"weights": weights, "licence": brought.licence or "unknown"})
+
+    def _check_options(self, options: RunOptions) -> None:
+        name, accepts = self.recipe.name, self.recipe.prompting.accepts
+        if options.prompts is None or not options.prompts.items:
+            raise UsageError(f"model {name} needs prompts, got none; add --box, --points or --prompts")
+        restores = options.noise is not None or options.regions is not None or options.keep_regions
+        if restores or options.enforce_consistency:
+            raise UsageError(f"model {name} follows prompts: it takes no noise level and no regions; drop them")
+        known = tuple(_KINDS[kind] for kind in accepts)
+        if not all(isinstance(item, known) for item in options.prompts.items):
+            raise UsageError(f"model {name} has learned to follow {', '.join(accepts)}, got other prompts as well")
+
+    def _weight_doubts(self) -> list[str]:
+        return [UNKNOWN_ORIGIN] if self._unknown and self.recipe.weights.trained else super()._weight_doubts()
+
+    def _run(self, case: Case, options: RunOptions, warnings: list[str], report: Reporter) -> Result:
+        volume, prompts = case.volume, _in_space(options.prompts, "mm")
+        require_memory(self._peak_bytes(volume) + volume.voxels.nbytes, options.memory_limit)
+        session = self.session(volume, window=options.window)
+        report.start("segmenting")
+        found = session.segment(
+            prompts, propagate=options.propagate, consensus=options.consensus, progress=report.advance
+        )
+        report.start("measuring")
+        labels = volume.with_voxels(found.labels, kind="labels")
+        names = labels_of(prompts)
+        structures = measure(labels.voxels, labels.affine, names)
+        empty = [structure.name for structure in structures if not structure.voxels]
+        warnings += [f"{name}: nothing was found at its prompts" for name in empty]
+        manifest = self._manifest(case, labels, warnings, report, self._told_options(options, session))
+        return PromptedResult(
+            volume=labels,
+            image=volume,
+            labels=names,
+            statistics=structures,
+            prompts=prompts,
+            scores=found.scores,
+            manifest={**manifest, "prompting": _told(found)},
+            recipe=self.recipe.model_copy(update={"labels": names}),
+        )
+
+    def _run_picture(self, case: PictureCase, options: RunOptions, warnings: list[str], report: Reporter) -> Outcome:
+        prompts = _in_space(options.prompts, "px")
+        if options.consensus or options.window is not None:
+            raise UsageError("a picture has one plane and its own colours: drop --consensus and --window")
+        require_memory(self._peak_bytes(case.picture), options.memory_limit)
+        session = self.session(case.picture)
+        report.start("segmenting")
+        found = session.segment(prompts, progress=report.advance)
+        report.start("measuring")
+        names = labels_of(prompts)
+        recipe = self.recipe.model_copy(update={"labels": names})
+        field = found.labels >= 0  # a picture that is prompted counts as a whole
+        assert found.logits is not None, "a picture has logits"
+        report.finish()
+        facts, output = picture_facts(case), {"voxels_sha256": hash_pixels(found.labels), "dtype": "uint8"}
+        seconds = {**report.seconds, "reading": round(case.seconds, 3)}
+        manifest = self._told(facts, output, self._told_options(options, session), seconds, warnings)
+        return PromptedPictureResult(
+            picture=case.picture,
+            labels=found.labels,
+            probability=torch.from_numpy(found.logits).sigmoid().numpy(),
+            field=field,
+            figures=measure_picture(found.labels, field, case.picture.spacing, recipe),
+            prompts=prompts,
+            manifest={**manifest, "prompting": _told(found)},
+            recipe=recipe,
+        )
+
+    def _told_options(self, options: RunOptions, session: Session) -> dict[str, Any]:
+        assert options.prompts is not None, "checked before"
+        told = {"force_scope": options.force_scope, "prompts_sha256": digest_of(options.prompts)}
+        if self.brought is not None:
+            told["weights"] = self.brought
+        return {**told, "propagate": options.propagate, "consensus": options.consensus, "window": options.window}
+
+    def _peak_bytes(self, image: Volume | Picture) -> int:
+        pixels = image.voxels.size if isinstance(image, Volume) else image.size[0] * image.size[1]
+        return self.recipe.prompting.bytes + 8 * pixels
+
+
+def digest_of(prompts: Prompts) -> str:
+    """The sha256 of everything that prompts say."""
+    said = [
+        ("mask", item.label, hash_volume(item.volume)) if isinstance(item, Mask) else item for item in prompts.items
+    ]
+    return hashlib.sha256(repr((prompts.space, sorted(prompts.names.items()), said)).encode()).hexdigest()
+
+
+def _in_space(prompts: Prompts | None, space: str) -> Prompts:
+    """The prompts, if they are of this kind of image.
+
+    Raises:
+        UsageError: They are of the other.
+    """
+    assert prompts is not None, "checked before"
+    if prompts.space != space:
+        wanted = {"mm": "millimetres of a volume", "px": "pixels of a picture"}[space]
+        raise UsageError(f"prompts must be in {wanted}, got '{prompts.space}'; say so as space in their file")
+    return prompts
+
+
+def _told(found: Segmented) -> dict[str, Any]:
+    """What the manifest says of the way it went."""
+    scores = {str(label): {str(at): score for at, score in by.items()} for label, by in found.scores.items()}
+    return {"encoded": found.encoded, "decoded": found.decoded, "seconds": found.seconds, "presence": scores}
