@@ -103,17 +103,25 @@ def _reason(volume: Volume, recipe: Recipe) -> str:
 
 
 def _grey_values(volume: Volume, scope: Scope) -> list[Finding]:
-    steps = tuple(slice(None, None, max(1, size // _SAMPLE)) for size in volume.shape)
-    sample = volume.voxels[steps]
+    sample = _sample(volume)
     if volume.kind == "labels" or _looks_like_labels(volume, sample):
         return [Finding("outside", "it looks like a label map or a mask, not like an image")]
-    hounsfield = float(np.mean(sample < _HU_TISSUE)) >= _HU_SHARE
     kinds = "/".join(scope.modalities)
-    if hounsfield and "CT" not in scope.modalities:
+    if looks_like_ct(volume) and "CT" not in scope.modalities:
         return [Finding("outside", f"values down to {float(sample.min()):.0f} look like CT, expected {kinds}")]
     if scope.modalities == ("CT",) and float(sample.min()) >= 0:  # even a crop without air holds fat, below 0 HU
         return [Finding("outside", f"no value lies below 0, expected {kinds} in HU")]
     return []
+
+
+def looks_like_ct(volume: Volume) -> bool:
+    """Whether enough grey values lie as far below zero as only air and lung do, in HU."""
+    return float(np.mean(_sample(volume) < _HU_TISSUE)) >= _HU_SHARE
+
+
+def _sample(volume: Volume) -> np.ndarray:
+    """A view of some of the voxels, evenly."""
+    return volume.voxels[tuple(slice(None, None, max(1, size // _SAMPLE)) for size in volume.shape)]
 
 
 def _looks_like_labels(volume: Volume, sample: np.ndarray) -> bool:
