@@ -22,8 +22,11 @@ test: $(VENV)/.dev
 # What needs packages of the operating system skips in `make test`; here they are installed, and a lack of them fails.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 test-all: $(VENV)/.dev
-	[ -x /usr/sbin/Orthanc ] || { $(SUDO) apt-get update -qq && \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends orthanc orthanc-dicomweb; }
+	[ -x /usr/sbin/Orthanc ] && [ -x /usr/bin/chromium ] && [ -x /usr/bin/npm ] || { $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  orthanc orthanc-dicomweb chromium npm; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	mkdir -p build && cd build && npm pack --silent axe-core@4 && tar xzf axe-core-4*.tgz --strip-components=1 package/axe.min.js
 	MEDSEG_TEST_ALL=1 $(MAKE) test check
 
 check: $(VENV)/.dev
