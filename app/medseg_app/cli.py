@@ -16,9 +16,12 @@ from medseg_app.options import (
     INPUT,
     MODEL,
     OUTPUT,
+    Boxes,
+    Consensus,
     CorrectGeometry,
     Debug,
     Device,
+    EmbeddingsFolder,
     EnforceConsistency,
     Engine,
     Formats,
@@ -26,8 +29,12 @@ from medseg_app.options import (
     MemoryLimit,
     Model,
     Noise,
+    NoPropagate,
     Out,
     Overwrite,
+    Partition,
+    Points,
+    PromptFile,
     Quiet,
     Regions,
     SaveRegions,
@@ -35,6 +42,8 @@ from medseg_app.options import (
     Series,
     TimePoint,
     Verbose,
+    WeightsName,
+    Window,
     parse_size,
 )
 from medseg_app.serve_cli import account, audit_app, serve
@@ -117,6 +126,15 @@ def infer(
     noise: Noise = None,
     regions: Regions = None,
     save_regions: SaveRegions = False,
+    partition: Partition = None,
+    points: Points = None,
+    boxes: Boxes = None,
+    prompts: PromptFile = None,
+    no_propagate: NoPropagate = False,
+    consensus: Consensus = False,
+    window: Window = None,
+    weights: WeightsName = None,
+    embeddings: EmbeddingsFolder = None,
     enforce_consistency: EnforceConsistency = False,
     device: Device = "auto",
     engine: Engine = "auto",
@@ -135,7 +153,18 @@ def infer(
     A result is a folder: beside its input as NAME_MODEL, or -o; with several inputs -o holds one folder for each.
     """
     from medseg_app.commands import infer
+    from medseg_app.commands.prompts import PromptRequest
 
+    prompting = PromptRequest(
+        points=tuple(points or ()),
+        boxes=tuple(boxes or ()),
+        file=prompts,
+        propagate=not no_propagate,
+        consensus=consensus,
+        window=window,
+        weights=weights,
+        embeddings=embeddings,
+    )
     request = infer.Request(
         inputs=tuple(inputs),
         model=model,
@@ -152,6 +181,8 @@ def infer(
         noise=noise,
         regions=regions,
         save_regions=save_regions,
+        partition=partition,
+        prompting=prompting,
         enforce_consistency=enforce_consistency,
         overwrite=overwrite,
         dry_run=dry_run,

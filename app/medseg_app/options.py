@@ -74,6 +74,59 @@ EnforceConsistency = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+PROMPTS = "Prompts"
+Points = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="X,Y,Z[,-]",
+        help="mm in RAS inside, or with ,- outside the structure; voxel:I,J,K; X,Y on a picture. May be repeated.",
+        rich_help_panel=PROMPTS,
+    ),
+]
+Boxes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--box",
+        metavar="X,Y,Z,X,Y,Z",
+        help="Two corners, likewise; flat on one slice, or with depth as a bound. Each one is a structure.",
+        rich_help_panel=PROMPTS,
+    ),
+]
+PromptFile = Annotated[
+    Path | None, typer.Option("--prompts", metavar="FILE.json", help="Prompts in a file.", rich_help_panel=PROMPTS)
+]
+NoPropagate = Annotated[
+    bool, typer.Option("--no-propagate", help="Stay on the prompted slices.", rich_help_panel=PROMPTS)
+]
+Consensus = Annotated[
+    bool,
+    typer.Option("--consensus", help="Ask along all three axes, keep what two say.", rich_help_panel=PROMPTS),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(metavar="LOW,HIGH", help="Grey values that become black and white.", rich_help_panel=PROMPTS),
+]
+WeightsName = Annotated[
+    str | None,
+    typer.Option("--weights", metavar="NAME", help="Other ones of `medseg weights list`.", rich_help_panel=PROMPTS),
+]
+EmbeddingsFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--embeddings",
+        metavar="FOLDER",
+        help="Keep encoded slices there for later runs; as private as the images.",
+        rich_help_panel=PROMPTS,
+    ),
+]
+Partition = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="How to find regions: intensity, superpixels, sam or sam:WEIGHTS.",
+        rich_help_panel=MODEL,
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Result folder.", rich_help_panel=OUTPUT)]
 
 

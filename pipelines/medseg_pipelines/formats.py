@@ -27,7 +27,7 @@ def require_for_task(formats: tuple[str, ...], task: str) -> None:
     Raises:
         UsageError: A format is not for this task.
     """
-    possible = LABEL_FORMATS if task == "segmentation" else RESTORED_FORMATS
+    possible = LABEL_FORMATS if task in ("segmentation", "prompting") else RESTORED_FORMATS
     wrong = [name for name in formats if name not in possible]
     if wrong:
         raise UsageError(f"format of a {task} must be one of {', '.join(possible)}, got '{wrong[0]}'")

@@ -8,11 +8,13 @@ import torch
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
 from medseg.io import read
+from medseg.io.prompts import read_prompts
 from medseg_pipelines.case import Case, hash_file, hash_volume, read_case
 from medseg_pipelines.events import Callback
 from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import version_changes
 from medseg_pipelines.picture_case import PictureCase, read_picture_case
+from medseg_pipelines.prompting.results import PROMPTS_FILE, digest_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ def replay(
     threads = torch.get_num_threads()
     torch.set_num_threads(machine["threads"])  # sums in another order differ in the last bit
     try:
-        runner = load_model(model or manifest["model"]["name"], device=machine["device"], engine=machine["engine"])
+        where = {"device": machine["device"], "engine": machine["engine"]}
+        runner = load_model(model or manifest["model"]["name"], weights=manifest["options"].get("weights"), **where)
         if runner.recipe.weights.sha256 != manifest["model"]["weights_sha256"]:
             raise ModelMissing(
                 f"model '{runner.recipe.name}' has other weights than the manifest; install that version"
@@ -81,8 +84,13 @@ def _read(path: Path, record: dict[str, Any]) -> Case | PictureCase:
 
 
 def _options(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """What the user asked for then; regions that were given are read from the result folder."""
-    options = dict(manifest["options"])
+    """What the user asked for then; regions and prompts are read from the result folder."""
+    options = {name: value for name, value in manifest["options"].items() if name not in ("weights", "partition")}
+    said = options.pop("prompts_sha256", None)
+    if said is not None:
+        options["prompts"] = read_prompts(folder / PROMPTS_FILE)
+        if digest_of(options["prompts"]) != said:
+            raise InputRefused("prompts of the run must lie in the result folder as they were, they do not; run anew")
     wanted = options.pop("regions_sha256", None)
     if wanted is not None:
         found = next(iter(sorted(folder.glob("regions.*[!g]"))), None)

@@ -9,13 +9,15 @@ from typing import Any, cast
 import numpy as np
 
 from medseg.errors import InputRefused, UsageError
+from medseg.io.voxels import narrowest
 from medseg.networks.rat import RAT, restore
+from medseg.partition import Partitioner
 from medseg.volume import Volume
 from medseg_pipelines.case import Case, hash_volume
 from medseg_pipelines.events import Reporter
 from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_memory
 from medseg_pipelines.recipe import RestorationRecipe
-from medseg_pipelines.regions import partitioner
+from medseg_pipelines.regions import name_of, partitioner
 from medseg_pipelines.restored import Quality, RestoredResult
 from medseg_pipelines.results import Result
 from medseg_pipelines.slice_restoration import SliceStack, find_residual
@@ -55,7 +57,7 @@ class Restoration(Pipeline[RestorationRecipe]):
         report.start("preparing")
         stack = SliceStack.of(volume, self.recipe.slices)
         if options.regions is None:
-            regions = self._regions(stack)
+            regions = self._regions(stack, how=options.partition, progress=report.advance)
         else:
             regions = stacked(_checked_regions(options.regions, volume), axis)
         report.start("restoring")
@@ -79,23 +81,34 @@ class Restoration(Pipeline[RestorationRecipe]):
         axis = slice_axis(case.volume)
         quality = Quality.of(stacked(case.volume.voxels, axis), stacked(restored.voxels, axis))
         warnings += quality.doubts(self.recipe.unit)
-        given = None if options.regions is None else hash_volume(options.regions)
-        told = {"force_scope": options.force_scope, "noise": options.noise, "regions_sha256": given}
+        asked = options.regions is not None or options.partition is not None  # a replay reads them from the result
+        told: dict[str, Any] = {"force_scope": options.force_scope, "noise": options.noise}
+        told["regions_sha256"] = hash_volume(options.regions or regions) if asked else None
+        if options.partition is not None:
+            told["partition"] = name_of(options.partition)
         return RestoredResult(
             volume=restored,
             image=case.volume,
             regions=regions,
-            regions_given=given is not None,
-            keep_regions=options.keep_regions,
+            regions_given=options.regions is not None,
+            keep_regions=options.keep_regions or asked,
             quality=quality,
             manifest={**self._manifest(case, restored, warnings, report, told), "quality": quality.as_json()},
             recipe=self.recipe,
         )
 
-    def _regions(self, stack: SliceStack, chosen: list[int] | None = None) -> np.ndarray:
+    def _regions(
+        self,
+        stack: SliceStack,
+        chosen: list[int] | None = None,
+        *,
+        how: Partitioner | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
         """Region ids of all slices or of chosen ones, (X, Y, S)."""
         section = self.recipe.partition
-        return stack.regions(partitioner(section.kind, section.options), chosen)
+        how = how or partitioner(section.kind, section.options)
+        return stack.regions(how, chosen, device=str(self.device), progress=progress)
 
     def _residual(
         self,
@@ -125,7 +138,8 @@ class Restoration(Pipeline[RestorationRecipe]):
 
 
 def _plain(regions: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(regions.astype(np.uint16 if int(regions.max()) < 65536 else np.int32))
+    """As reading a file of them gives them, so that a replay finds the same."""
+    return np.ascontiguousarray(narrowest(regions))
 
 
 def _checked_regions(regions: Volume, image: Volume) -> np.ndarray:

@@ -56,11 +56,19 @@ class SliceStack:
         """Number of slices."""
         return self.voxels.shape[2]
 
-    def regions(self, how: Partitioner, chosen: list[int] | None = None) -> np.ndarray:
-        """Region ids of all slices or of chosen ones, (X, Y, S)."""
+    def regions(
+        self,
+        how: Partitioner,
+        chosen: list[int] | None = None,
+        *,
+        device: str = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> np.ndarray:
+        """Region ids of all slices or of chosen ones, (X, Y, S); see `medseg.partition.partition`."""
         first, second = (step for axis, step in enumerate(self.volume.spacing) if axis != self.axis)
         voxels = self.voxels if chosen is None else self.voxels[:, :, chosen]
-        return partition(voxels, how, spacing=(first, second, self.volume.spacing[self.axis]))
+        spacing = (first, second, self.volume.spacing[self.axis])
+        return partition(voxels, how, spacing=spacing, device=device, progress=progress)
 
     def restored(self, residual: np.ndarray) -> np.ndarray:
         """The voxels of the volume with a residual from `find_residual` added, float32."""

@@ -1,14 +1,16 @@
 """`medseg infer`: each input to one result folder."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from medseg.errors import Cancelled, MedsegError, ModelMissing, UsageError
 from medseg.io import read
+from medseg.volume import Grid
 from medseg_app.commands import pictures
 from medseg_app.commands.answers import answer
+from medseg_app.commands.prompts import PromptRequest
 from medseg_app.output import duration_text, print_json, print_line, size_text, tell
 from medseg_app.progress import ProgressView
 from medseg_pipelines.case import Case, read_case
@@ -17,6 +19,7 @@ from medseg_pipelines.folders import check_target
 from medseg_pipelines.formats import SEG_ENCODINGS, parse_formats, require_for_task
 from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
+from medseg_pipelines.regions import named_partitioner
 from medseg_pipelines.scope import choose_model, judge, require_in_scope
 from medseg_pipelines.words import RESEARCH_USE
 
@@ -47,6 +50,8 @@ class Request:
     noise: float | None = None
     regions: Path | None = None
     save_regions: bool = False
+    partition: str | None = None
+    prompting: PromptRequest = field(default_factory=PromptRequest)
     enforce_consistency: bool = False
     overwrite: bool = False
     dry_run: bool = False
@@ -99,6 +104,7 @@ def target_of(path: Path, request: Request, model: str) -> Path:
 def _check_inputs(request: Request) -> None:
     """Find what is wrong with the request before anything heavy is loaded."""
     formats = parse_formats(request.formats)
+    request.prompting.check(request.model)
     if request.seg_encoding not in SEG_ENCODINGS:
         raise UsageError(f"encoding must be one of {', '.join(SEG_ENCODINGS)}, got '{request.seg_encoding}'")
     for path in (*request.inputs, *([request.regions] if request.regions else ())):
@@ -141,11 +147,11 @@ def _one(path: Path, request: Request, models: dict[str, Any], view: ProgressVie
     if not request.dry_run:
         _check_target(target, request)
     if name not in models:
-        models[name] = load_model(name, device=request.device, engine=request.engine)
+        models[name] = _load(name, request)
     if request.dry_run:
         view.pause()
         return _plan(models[name], case, target, reason, request)
-    result = models[name](case, progress=view, **_run_options(request))
+    result = models[name](case, progress=view, **_run_options(request, case.volume.grid))
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
         target.parent.mkdir(exist_ok=True)
@@ -172,11 +178,22 @@ def _picture(path: Path, request: Request, models: dict[str, Any], view: Progres
     if not request.dry_run:
         _check_target(target, request)
     if name not in models:
-        models[name] = load_model(name, device=request.device, engine=request.engine)
+        models[name] = _load(name, request)
     if request.dry_run:
         view.pause()
         return pictures.plan(models[name], case, target, reason, request)
     return pictures.segment(models[name], case, target, reason, request, view)
+
+
+def _load(name: str, request: Request) -> Any:
+    """The model, ready to run."""
+    wanted = request.prompting
+    model = load_model(name, device=request.device, engine=request.engine, weights=wanted.weights)
+    if wanted.embeddings is not None:
+        if model.recipe.task != "prompting":
+            raise UsageError(f"model {model.recipe.name} follows no prompts: it has nothing to keep in --embeddings")
+        model.keep_embeddings(wanted.embeddings)  # pyright: ignore[reportAttributeAccessIssue] # told by its task
+    return model
 
 
 def _require_dicom(case: Case) -> None:
@@ -194,7 +211,7 @@ def _dicom_writer(result: Any, formats: tuple[str, ...], request: Request) -> Ca
     return writer(result, formats, encoding="labelmap" if request.seg_encoding == "labelmap" else "binary")
 
 
-def _run_options(request: Request) -> dict[str, Any]:
+def _run_options(request: Request, grid: Grid) -> dict[str, Any]:
     """The fields of `RunOptions`."""
     regions = None if request.regions is None else read(request.regions, kind="labels")
     return {
@@ -204,6 +221,11 @@ def _run_options(request: Request) -> dict[str, Any]:
         "regions": regions,
         "keep_regions": request.save_regions,
         "enforce_consistency": request.enforce_consistency,
+        "partition": None if request.partition is None else named_partitioner(request.partition),
+        "prompts": request.prompting.prompts(grid),
+        "propagate": request.prompting.propagate,
+        "consensus": request.prompting.consensus,
+        "window": request.prompting.grey_window(),
     }
 
 

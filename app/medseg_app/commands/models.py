@@ -6,9 +6,11 @@ from typing import Any
 from medseg_app.output import print_json, print_line, print_table, size_text
 from medseg_pipelines.recipe import (
     PictureRecipe,
+    PromptRecipe,
     Recipe,
     Scope,
     SegmentationRecipe,
+    brought_names,
     imported_names,
     load_recipe,
     recipe_folder,
@@ -27,14 +29,20 @@ def run(name: str | None, *, json: bool) -> int:
         return 0
     recipes = [load_recipe(known) for known in (*recipe_names(), *imported_names())]
     templates = [load_recipe(known) for known in template_names()]
+    brought = [load_recipe(known) for known in brought_names()]
     if json:
-        listed = {"models": recipes, "templates": templates}
+        listed = {"models": recipes, "brought": brought, "templates": templates}
         print_json(
             {"notice": RESEARCH_USE, **{k: [_plain(r, recipe_folder(r.name)) for r in v] for k, v in listed.items()}}
         )
         return 0
     rows = [(r.name, r.task, "/".join(r.scope.modalities), r.scope.anatomy, r.licence, r.summary) for r in recipes]
     print_table(("name", "task", "images", "anatomy", "licence", "what it does"), rows)
+    if brought:
+        print_line("\nModels whose weights you bring (`medseg weights`):")
+        print_table(
+            ("name", "task", "licence", "what it does"), [(r.name, r.task, r.licence, r.summary) for r in brought]
+        )
     if templates:
         print_line("\nRecipes without weights, to be trained on data of your own (`medseg train NAME --data FOLDER`):")
         print_table(("name", "task", "what it does"), [(r.name, r.task, r.summary) for r in templates])
@@ -67,6 +75,8 @@ def _card(folder: Path) -> str | None:
 def _print_card(recipe: Recipe, folder: Path) -> None:
     weights = folder / recipe.weights.file
     size = size_text(weights.stat().st_size) if weights.is_file() else "none: this recipe is to be trained first"
+    if isinstance(recipe, PromptRecipe) and recipe.checkpoint is not None:
+        size = f"brought by you as {recipe.checkpoint} (`medseg weights add {recipe.checkpoint}`)"
     rows = {
         "task": recipe.task,
         "does": recipe.summary,

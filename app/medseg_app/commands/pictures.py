@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.errors import InputRefused
+from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import ENDINGS, is_picture, read_picture
 from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
 from medseg_pipelines.events import Event
 from medseg_pipelines.picture_case import PictureCase, choose_picture_model, judge_picture, read_picture_case
-from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, load_recipe
+from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, PromptRecipe, load_recipe
 from medseg_pipelines.scope import require_in_scope
 from medseg_pipelines.words import RESTORED
 
@@ -35,8 +35,11 @@ def wants_picture(path: Path, model: str | None) -> bool:
     """
     if model is None:
         return is_picture(path)
-    if isinstance(load_recipe(model), _RECIPES):
+    recipe = load_recipe(model)
+    if isinstance(recipe, _RECIPES):
         return True
+    if isinstance(recipe, PromptRecipe):
+        return is_picture(path)
     if path.suffix.lower() in ENDINGS and path.is_file():
         raise InputRefused(f"{path.name}: model '{model}' takes volumes, got a picture; choose another with -m")
     return False
@@ -61,8 +64,13 @@ def segment(
     model: PictureModel, case: PictureCase, target: Path, reason: str, request: Request, view: ProgressView
 ) -> dict[str, Any]:
     """Run and save one picture; returns what is to be said of it."""
-    options = {"force_scope": request.force_scope, "memory_limit": request.memory_limit, "noise": request.noise}
-    result = model(case, progress=view, **options, keep_regions=request.save_regions)
+    prompting = request.prompting
+    if request.partition is not None:
+        raise UsageError("--partition is for models that restore volumes; drop it")
+    options: dict[str, Any] = {"force_scope": request.force_scope, "memory_limit": request.memory_limit}
+    options |= {"prompts": prompting.prompts(None), "propagate": prompting.propagate, "consensus": prompting.consensus}
+    options |= {"window": prompting.grey_window(), "noise": request.noise, "keep_regions": request.save_regions}
+    result = model(case, progress=view, **options)
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
         target.parent.mkdir(exist_ok=True)

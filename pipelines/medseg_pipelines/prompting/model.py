@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
@@ -15,13 +15,13 @@ from medseg.picture import Picture
 from medseg.prompts import Box, Mask, Point, Prompts
 from medseg.volume import Volume
 from medseg_pipelines import nets
-from medseg_pipelines.case import Case, hash_volume
+from medseg_pipelines.case import Case
 from medseg_pipelines.events import Callback, Reporter
 from medseg_pipelines.picture_case import PictureCase, hash_pixels, picture_facts, read_picture_case
 from medseg_pipelines.picture_statistics import measure_picture
 from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_memory
 from medseg_pipelines.prompting.embeddings import Embeddings
-from medseg_pipelines.prompting.results import PromptedPictureResult, PromptedResult, labels_of
+from medseg_pipelines.prompting.results import PromptedPictureResult, PromptedResult, digest_of, labels_of
 from medseg_pipelines.prompting.session import PromptedNetwork, Segmented, Session
 from medseg_pipelines.recipe import PromptRecipe
 from medseg_pipelines.results import Outcome, Result
@@ -41,7 +41,6 @@ class Prompting(Pipeline[PromptRecipe]):
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         engine: "auto", "eager" or "channels-last".
         weights: Name in `medseg weights`, in place of the one that the recipe asks for.
-        embeddings: Folder where encoded slices are kept beyond this process.
 
     Raises:
         ModelMissing: The weights are absent, or not those of the network; the message says what to fetch.
@@ -56,7 +55,6 @@ class Prompting(Pipeline[PromptRecipe]):
         device: str = "auto",
         engine: str = "auto",
         weights: str | None = None,
-        embeddings: Path | None = None,
     ) -> None:
         if engine not in ("auto", "eager", "channels-last"):
             raise UsageError(f"engine of a model with prompts must be auto, eager or channels-last, got '{engine}'")
@@ -66,10 +64,14 @@ class Prompting(Pipeline[PromptRecipe]):
         self.prompted = PromptedNetwork(
             network=cast("Sam", self._network),
             options=recipe.prompting,
-            embeddings=Embeddings(embeddings),
+            embeddings=Embeddings(),
             identity=self.recipe.weights.sha256,
             device=self.device,
         )
+
+    def keep_embeddings(self, folder: Path) -> None:
+        """Keep encoded slices in a folder too, for later processes; it needs the protection of the images."""
+        self.prompted = replace(self.prompted, embeddings=Embeddings(folder))
 
     def session(self, image: Volume | Picture, *, window: tuple[float, float] | None = None) -> Session:
         """An image to prompt again and again."""
@@ -212,14 +214,6 @@ class Prompting(Pipeline[PromptRecipe]):
     def _peak_bytes(self, image: Volume | Picture) -> int:
         pixels = image.voxels.size if isinstance(image, Volume) else image.size[0] * image.size[1]
         return self.recipe.prompting.bytes + 8 * pixels
-
-
-def digest_of(prompts: Prompts) -> str:
-    """The sha256 of everything that prompts say."""
-    said = [
-        ("mask", item.label, hash_volume(item.volume)) if isinstance(item, Mask) else item for item in prompts.items
-    ]
-    return hashlib.sha256(repr((prompts.space, sorted(prompts.names.items()), said)).encode()).hexdigest()
 
 
 def _in_space(prompts: Prompts | None, space: str) -> Prompts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.io.prompts import write_prompts
-from medseg.prompts import Prompts
+from medseg.prompts import Mask, Prompts
+from medseg_pipelines.case import hash_volume
 from medseg_pipelines.picture_results import PictureResult
 from medseg_pipelines.recipe import Label
 from medseg_pipelines.results import LabelResult
@@ -54,3 +56,11 @@ def labels_of(prompts: Prompts) -> tuple[Label, ...]:
         Label(id=label, name=prompts.name(label), color=_COLOURS[(label - 1) % len(_COLOURS)])
         for label in prompts.labels
     )
+
+
+def digest_of(prompts: Prompts) -> str:
+    """The sha256 of everything that prompts say."""
+    said = [
+        ("mask", item.label, hash_volume(item.volume)) if isinstance(item, Mask) else item for item in prompts.items
+    ]
+    return hashlib.sha256(repr((prompts.space, sorted(prompts.names.items()), said)).encode()).hexdigest()
