@@ -329,10 +329,17 @@ def replay(
 @answering
 def train(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A model name, or a folder with a recipe.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A model name, a folder with a recipe, or her-seg, wau, fsg-net.", show_default=False
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Folder of the training data.", rich_help_panel=INPUT)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", rich_help_panel=OUTPUT)],
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="CSV (file, patient): whose images are whose; for a network.", rich_help_panel=INPUT),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last step in -o.", rich_help_panel=MODEL)
     ] = False,
@@ -345,13 +352,19 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Train a model from its recipe."""
+    """Train a model from its recipe, or a network on a folder of images and masks of your own.
+
+    For her-seg, wau and fsg-net the folder holds images and masks (or imagesTr and labelsTr), or NAME.png beside
+    NAME_mask.png; volumes likewise. Classes, spacing, grey values and patches are found from it, a fifth of the
+    patients is held back to stop early, and -o becomes a model with its card.
+    """
     from medseg_app.commands import train
 
     return train.run(
         config,
         data=data,
         out=out,
+        patients=patients,
         resume=resume,
         device=device,
         workers=workers,

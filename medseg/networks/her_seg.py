@@ -309,7 +309,7 @@ class HERSeg(nn.Module):
         meta_pool: bool = False,
     ) -> None:
         super().__init__()
-        self.out_channels = out_channels
+        self.out_channels, self.multiple = out_channels, PATCH
         size = decoder if isinstance(decoder, DecoderSize) else DecoderSize(**(decoder or {}))
         self.image_encoder = Encoder(in_channels, dim, depths=depths, num_heads=num_heads, drop_path=drop_path)
         self.neck = nn.Sequential(

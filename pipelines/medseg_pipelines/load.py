@@ -52,14 +52,10 @@ def load_model(
         from medseg_pipelines.superresolution import SuperResolution
 
         return SuperResolution(recipe, folder, device=device, engine=engine)
-    if recipe.task == "picture-segmentation" and recipe.instances is not None:
-        from medseg_pipelines.picture_instances import PictureInstanceSegmentation
-
-        return PictureInstanceSegmentation(recipe, folder, device=device, engine=engine)
     if recipe.task == "picture-segmentation":
-        from medseg_pipelines.picture_segmentation import PictureSegmentation
+        from medseg_pipelines.picture_instances import picture_model
 
-        return PictureSegmentation(recipe, folder, device=device, engine=engine)
+        return picture_model(recipe, folder, device=device, engine=engine)
     if recipe.task == "picture-restoration":
         from medseg_pipelines.picture_restoration import PictureRestoration
 

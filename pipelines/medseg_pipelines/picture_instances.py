@@ -23,6 +23,14 @@ _BYTES_PER_PIXEL = 40  # of the picture at its full size: its values, probabilit
 _BYTES_PER_CUT = 80  # for each pixel of a square while it is cut apart
 
 
+def picture_model(
+    recipe: PictureRecipe, folder: Path, *, device: str = "auto", engine: str = "auto"
+) -> PictureSegmentation:
+    """The model of pictures behind a recipe, of the kind that it asks for; errors as of `load_model`."""
+    kind = PictureSegmentation if recipe.instances is None else PictureInstanceSegmentation
+    return kind(recipe, folder, device=device, engine=engine)
+
+
 class PictureInstanceSegmentation(PictureSegmentation):
     """A model that tells apart things of one kind, such as nuclei."""
 

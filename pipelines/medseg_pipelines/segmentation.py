@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -23,7 +24,13 @@ from medseg_pipelines.statistics import measure
 
 
 class Segmentation(Pipeline[SegmentationRecipe]):
-    """A model that draws labels."""
+    """A model that draws labels; with a window of one slice its network sees slices, (B, C, X, Y)."""
+
+    def __init__(self, recipe: SegmentationRecipe, folder: Path, *, device: str = "auto", engine: str = "auto") -> None:
+        super().__init__(recipe, folder, device=device, engine=engine)
+        if recipe.inference.window[2] == 1:
+            predict = self._predict
+            self._predict = lambda window: predict(window[..., 0])[..., None]
 
     def _check_options(self, options: RunOptions) -> None:
         restores = options.noise is not None or options.regions is not None or options.keep_regions

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from medseg_app.output import duration_text, print_json, print_line, tell
+from medseg_app.output import duration_text, print_json, print_line, print_table, tell
 from medseg_app.progress import ProgressView
 from medseg_pipelines.events import Reporter
 
@@ -13,6 +13,7 @@ def run(
     *,
     data: Path,
     out: Path,
+    patients: Path | None = None,
     resume: bool,
     device: str,
     workers: int,
@@ -30,6 +31,7 @@ def run(
             model,
             data,
             out,
+            patients=patients,
             resume=resume,
             device=device,
             workers=workers,
@@ -42,5 +44,8 @@ def run(
     else:
         tell(f"trained for {duration_text(report.seconds['training'])}")
         print_line(f"step {done.steps}, loss {done.loss:.4f}")
+        rows = [(s.label, str(len(s.dices)), f"{s.mean:.3f}", f"{s.trivial:.3f}") for s in done.scores]
+        if rows:
+            print_table(("label", "held-back images", "Dice", "if all were labelled"), rows)
         print_line(f"weights   {done.weights}")
     return 0

@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg.errors import UsageError
+from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.episodes import SupportCourse
+from medseg_pipelines.training.folder_course import FolderCourse, Score
+from medseg_pipelines.training.folder_pairs import find_pairs
+from medseg_pipelines.training.folder_pictures import FolderPictureCourse
+from medseg_pipelines.training.folder_plan import NETWORKS, plan
+from medseg_pipelines.training.folder_volumes import FolderVolumeCourse
 from medseg_pipelines.training.instances import InstanceCourse
 from medseg_pipelines.training.loop import Diverged, Progress, run_steps
-from medseg_pipelines.training.outcome import write_model
+from medseg_pipelines.training.outcome import write_card, write_model, write_recipe
 from medseg_pipelines.training.patches_course import PictureCourse
 from medseg_pipelines.training.picture_pairs import PicturePairCourse
 from medseg_pipelines.training.restoration import RestorationCourse
@@ -22,6 +28,8 @@ from medseg_pipelines.training.synthetic import SyntheticCourse
 __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
 _COURSES: dict[str, type[Course]] = {
+    "folder-pictures": FolderPictureCourse,
+    "folder-volumes": FolderVolumeCourse,
     "instances": InstanceCourse,
     "picture-pairs": PicturePairCourse,
     "pictures": PictureCourse,
@@ -39,6 +47,7 @@ class TrainingReport:
     steps: int
     loss: float  # mean of the last hundred steps
     weights: Path
+    scores: tuple[Score, ...] = ()  # on what was held back, where that is done
 
 
 def course_of(model: str | Path) -> Course:
@@ -61,18 +70,20 @@ def train(
     data: Path,
     out: Path,
     *,
+    patients: Path | None = None,
     resume: bool = False,
     device: str = "cpu",
     workers: int = 1,
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> TrainingReport:
-    """Train a model from its recipe.
+    """Train a model from its recipe, or a network by a recipe that is found from the data.
 
     Args:
-        model: Name of a model, or a folder that holds a recipe.
+        model: Name of a model, a folder that holds a recipe, or one of `NETWORKS`.
         data: Folder that the recipe's patterns start from.
         out: Folder of the run: `state.pt` and `log.jsonl`, and the model that came of it.
+        patients: CSV table that says whose images are whose, for a network; see `find_pairs`.
         resume: Go on from `state.pt` of `out`.
         device: "cpu", "cuda" or "cuda:N".
         workers: Processes that draw images.
@@ -85,12 +96,14 @@ def train(
         InputRefused: A file cannot be used.
         Diverged: The loss is no longer finite.
     """
-    course = course_of(model)
-    files = course.files(data)
     state, log = out / "state.pt", out / "log.jsonl"
     if state.exists() != resume:
         problem = "holds no run to resume" if resume else "holds a run already; use --resume or another folder"
         raise UsageError(f"output folder '{out}' {problem}")
+    if str(model) in NETWORKS:
+        model = out if resume else _planned(str(model), data, out, patients)
+    course = course_of(model)
+    files = course.files(data)
     trainer = course.trainer(device)
     if resume:
         trainer.load(state)
@@ -99,4 +112,22 @@ def train(
     run_steps(trainer, images, state, log, workers=workers, seconds=seconds, progress=progress)
     losses = [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()[-100:]]
     loss = sum(losses) / max(1, len(losses))
-    return TrainingReport(trainer.step, loss, write_model(course.recipe, trainer, out, files=len(files), loss=loss))
+    weights = write_model(course.recipe, trainer, out)
+    scores: list[Score] = []
+    judged: list[str] = []
+    if isinstance(course, FolderCourse):
+        scores = course.account(load_model(out, device=device))
+        judged = course.judged_lines(scores)
+    write_card(course.recipe, trainer, out, files=len(files), loss=loss, judged=judged)
+    return TrainingReport(trainer.step, loss, weights, tuple(scores))
+
+
+def _planned(network: str, data: Path, out: Path, patients: Path | None) -> Path:
+    """Write the recipe that fits a folder of images and masks; returns the folder of the run."""
+    recipe = plan(network, find_pairs(data, patients), data)
+    content = recipe.model_dump(mode="json", exclude_none=True)
+    if patients is not None:
+        content["training"]["patients"] = str(patients.resolve())
+    out.mkdir(parents=True, exist_ok=True)
+    write_recipe(content, out)
+    return out

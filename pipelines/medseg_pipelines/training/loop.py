@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from medseg.errors import MedsegError, UsageError
 from medseg_pipelines.training.together import average_gradients
+from medseg_pipelines.training.validation import Validation
 
 _KEEP_EVERY = 300  # seconds between checkpoints
 
@@ -69,6 +70,7 @@ class Trainer(ABC):
         self.average = {k: v.detach().clone() for k, v in network.state_dict().items()}
         self.step = 0
         self.details: dict[str, float] = {}  # of the last step, for the log beside its loss
+        self.validation: Validation | None = None  # where cases are held back to stop early
         self.torn = False  # an interrupt fell into the update: weights, moments and average are not of one step
 
     @abstractmethod
@@ -137,6 +139,7 @@ class Trainer(ABC):
             "network": self.network.state_dict(),
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),
+            **({} if self.validation is None else {"validation": self.validation.state()}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -144,6 +147,19 @@ class Trainer(ABC):
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.average, self.step = state["average"], state["step"]
+        if self.validation is not None:
+            self.validation.restore(state["validation"])
+
+    def validate(self) -> bool:
+        """Judge the averaged weights when it is time to; whether to stop."""
+        if self.validation is None or self.step % self.validation.every:
+            return False
+        self.details["validation"] = round(self.validation.look(self.network, self.average, self.step), 4)
+        return self.validation.done
+
+    def result(self) -> dict[str, Tensor]:
+        """The weights that the run is for: the best that were judged, or else the averaged ones."""
+        return self.validation.best if self.validation is not None and self.validation.best else self.average
 
     def save(self, path: Path) -> None:
         """Write the whole state under a temporary name and put it in place at once."""
@@ -182,7 +198,7 @@ def run_steps(
     seconds: float | None,
     progress: Progress | None,
 ) -> None:
-    """Step to the end or until time is up; image number n belongs to step n.
+    """Step to the end, until time is up or validation has had enough; image number n belongs to step n.
 
     Args:
         trainer: At the step to go on from.
@@ -198,6 +214,7 @@ def run_steps(
         try:
             for sample in _loader(images, trainer, workers):
                 loss = trainer.learn(sample)
+                enough = trainer.validate()
                 now = time.monotonic()
                 entry = {
                     "step": trainer.step,
@@ -206,12 +223,13 @@ def run_steps(
                     **trainer.details,
                 }
                 lines.write(json.dumps(entry) + "\n")
+                trainer.details.pop("validation", None)
                 if progress:
                     progress(trainer.step, trainer.total, loss)
                 if now - saved > _KEEP_EVERY:
                     trainer.save(state)
                     saved = now
-                if seconds is not None and now - started > seconds:
+                if enough or (seconds is not None and now - started > seconds):
                     break
         finally:  # a cancelled or diverged run keeps its last good step too
             if not trainer.torn:
