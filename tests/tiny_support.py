@@ -64,7 +64,7 @@ def support_model(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def outlined(seed: int, *, size: int = 20, affine: np.ndarray = AFFINE) -> tuple[Volume, Volume]:
+def outlined(seed: int, *, size: int = 14, affine: np.ndarray = AFFINE) -> tuple[Volume, Volume]:
     """A noisy ball and a smaller one, bright and brighter, and their labels 1 and 2."""
     random = np.random.default_rng(seed)
     place = np.stack(np.meshgrid(*[np.arange(size)] * 3, indexing="ij"), axis=-1)

@@ -16,7 +16,7 @@ from medseg_pipelines.drawing import Caption
 from medseg_pipelines.picture_case import hash_pixels
 from medseg_pipelines.picture_preview import draw_picture, overlay
 from medseg_pipelines.picture_statistics import Figure, as_csv, as_json
-from medseg_pipelines.recipe import PictureRecipe, PromptRecipe
+from medseg_pipelines.recipe import PictureRecipe, PromptRecipe, SupportRecipe
 from medseg_pipelines.results import LABELS_JSON, Outcome, write_json
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
@@ -37,7 +37,7 @@ class PictureResult(Outcome):
         figures: What was measured.
     """
 
-    recipe: PictureRecipe | PromptRecipe
+    recipe: PictureRecipe | PromptRecipe | SupportRecipe
     picture: Picture
     labels: NDArray[np.integer]
     probability: NDArray[Any]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.vessels import measure_vessels
-from medseg_pipelines.recipe import PictureRecipe, PromptRecipe
+from medseg_pipelines.recipe import PictureRecipe, PromptRecipe, SupportRecipe
 
 MEANING = {
     "area fraction": "share of the field of view that is labelled",
@@ -50,7 +50,7 @@ def measure_picture(
     labels: NDArray[np.uint8],
     field: NDArray[np.bool_],
     spacing: tuple[float, float] | None,
-    recipe: PictureRecipe | PromptRecipe,
+    recipe: PictureRecipe | PromptRecipe | SupportRecipe,
 ) -> tuple[Figure, ...]:
     """The figures of every label, in pixels, or in mm where the file knows its spacing.
 

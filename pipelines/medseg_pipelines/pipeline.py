@@ -27,12 +27,15 @@ from medseg_pipelines.recipe import (
     RestorationRecipe,
     SegmentationRecipe,
     SuperResolutionRecipe,
+    SupportRecipe,
 )
 from medseg_pipelines.results import Result
 from medseg_pipelines.scope import judge, require_in_scope
 from medseg_pipelines.words import UNTRAINED
 
-VolumeRecipe = TypeVar("VolumeRecipe", SegmentationRecipe, RestorationRecipe, SuperResolutionRecipe, PromptRecipe)
+VolumeRecipe = TypeVar(
+    "VolumeRecipe", SegmentationRecipe, RestorationRecipe, SuperResolutionRecipe, PromptRecipe, SupportRecipe
+)
 AnyRecipe = TypeVar(
     "AnyRecipe",
     SegmentationRecipe,
@@ -41,6 +44,7 @@ AnyRecipe = TypeVar(
     PictureRestorationRecipe,
     SuperResolutionRecipe,
     PromptRecipe,
+    SupportRecipe,
 )
 
 
@@ -71,6 +75,8 @@ class RunOptions:
         propagate: Go on to the slices beside those that were prompted.
         consensus: Prompt along all three axes, and keep what two of them say.
         window: Grey values that a model with prompts sees as black and white.
+        support: Name of the support set, for models that segment by example.
+        support_sha256: What the set must be, where a run is repeated.
     """
 
     force_scope: bool = False
@@ -84,9 +90,11 @@ class RunOptions:
     propagate: bool = True
     consensus: bool = False
     window: tuple[float, float] | None = None
+    support: str | None = None
+    support_sha256: str | None = None
 
     def require_for(self, recipe: Recipe) -> None:
-        """Refuse prompts and partitions where the model knows nothing of them.
+        """Refuse prompts, support sets and partitions where the model knows nothing of them.
 
         Raises:
             UsageError: Says which.
@@ -94,6 +102,8 @@ class RunOptions:
         prompted = self.prompts is not None or self.consensus or self.window is not None or not self.propagate
         if prompted and recipe.task != "prompting":
             raise UsageError(f"model {recipe.name} follows no prompts: drop them, or choose another (`medseg models`)")
+        if self.support is not None and recipe.task != "support-segmentation":
+            raise UsageError(f"model {recipe.name} follows no examples: drop the support set, or add -m support-set")
         if self.partition is not None and recipe.task != "restoration":
             raise UsageError(f"model {recipe.name} finds no regions in volumes: drop the partition")
 

@@ -231,6 +231,8 @@ class SupportRecipe(_CommonRecipe):
     task: Literal["support-segmentation"]
     scope: Scope  # of volumes; pictures are judged by their support set alone
     inference: SupportInference
+    labels: tuple[Label, ...] = ()  # of a run: what the support set outlines
+    statistics: Literal["areas"] = "areas"
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:

@@ -1,0 +1,253 @@
+"""Slices segmented one after the other by the example of a support set, and how far runs without one case agree."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from medseg.checkpoints import read_checkpoint
+from medseg.errors import ModelMissing
+from medseg.geometry import Chain, Pad, Resample
+from medseg.networks.sam2 import Features
+from medseg.networks.sam2_memory import Memories
+from medseg.networks.sam2_sgp import Sam2Sgp
+from medseg.volume import Grid, Volume
+from medseg.weights import save_weights
+from medseg_pipelines.home import home
+from medseg_pipelines.support_store import SupportCase, SupportSet
+
+
+@dataclass(frozen=True)
+class SliceFrame:
+    """The way from a slice to the square that the network sees, and back.
+
+    Attributes:
+        chain: Resampled to square pixels, then filled up around the middle.
+    """
+
+    chain: Chain
+
+    @classmethod
+    def of(cls, shape: tuple[int, int], spacing: tuple[float, float], side: int, extent: float) -> SliceFrame:
+        """For slices of a shape (rows, columns) and a spacing (mm) in a square of `side` pixels.
+
+        Args:
+            shape: Rows and columns.
+            spacing: mm per row and column.
+            side: Of the square.
+            extent: mm across it at least; a larger slice is made to fit.
+        """
+        grid = Grid((*shape, 1), np.diag([*spacing, 1.0, 1.0]))
+        sides = (size * step for size, step in zip(shape, spacing, strict=True))
+        pixel = max(extent, *sides) / side
+        resample = Resample.to_spacing(grid, (pixel, pixel, 1.0))
+        return cls(Chain((resample, Pad.to_shape(resample.after, (side, side, 1)))))
+
+    def enter(self, plane: NDArray[np.floating] | NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(rows, columns) to (side, side), float32; ids, which are uint8, take the nearest."""
+        kind = "labels" if plane.dtype == np.uint8 else "image"
+        volume = Volume(np.asarray(plane)[..., None], self.chain.steps[0].before.affine, kind=kind)
+        return self.chain.apply(volume).voxels[..., 0].astype(np.float32)
+
+    def leave(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(side, side) back to (rows, columns)."""
+        return self.chain.undo(Volume(plane[..., None], self.chain.steps[-1].after.affine)).voxels[..., 0]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The slices that show one structure.
+
+    Attributes:
+        likeness: Their embeddings, flat and of length 1, (S, N), float16.
+        memory: (S, m, g, g).
+        case: Number of the case of each, (S,).
+    """
+
+    likeness: Tensor
+    memory: Tensor
+    case: Tensor
+
+    def nearest(self, deep: Tensor, without: Sequence[int | None], count: int) -> Tensor:
+        """The slices most like a query (1, C, g, g), for each run without a case, (runs, K)."""
+        query = F.normalize(deep.float().flatten(1), dim=1)[0]
+        scores = torch.stack([each.float() @ query for each in self.likeness])  # one by one: a pool may be large
+        left = [
+            (self.case != gone) if gone is not None else torch.ones_like(self.case, dtype=torch.bool)
+            for gone in without
+        ]
+        few = min(count, *(int(allowed.sum()) for allowed in left))
+        chosen = [scores.masked_fill(~allowed, -torch.inf).topk(few).indices for allowed in left]
+        return torch.stack(chosen)
+
+
+@dataclass
+class _Counts:
+    """Pixels of each run, and common to each two, summed over slices."""
+
+    common: NDArray[np.float64]
+
+    def add(self, masks: Tensor) -> None:
+        """Masks of one slice, (runs, side, side), boolean."""
+        flat = masks.flatten(1).float()
+        self.common += (flat @ flat.mT).double().cpu().numpy()
+
+    def agreement(self) -> float | None:
+        """Mean Dice of each two runs, 1 where both found nothing; None for a single run."""
+        runs = len(self.common)
+        if runs < 2:
+            return None
+        sizes = np.diag(self.common)
+        pairs = [(i, j) for i in range(runs) for j in range(i)]
+        both = [(2 * self.common[i, j], sizes[i] + sizes[j]) for i, j in pairs]
+        return float(np.mean([twice / total if total else 1.0 for twice, total in both]))
+
+
+@dataclass
+class Walk:
+    """One pass through slices; every structure and every run remembers its own slices.
+
+    Args:
+        network: In evaluation mode.
+        pools: One per structure.
+        without: The case that each run leaves out; None for the run with all.
+        count: Examples per slice.
+        device: Of the network.
+    """
+
+    network: Sam2Sgp
+    pools: Sequence[Pool]
+    without: Sequence[int | None]
+    count: int
+    device: torch.device
+    _banks: list[list[Memories]] = field(default_factory=list)
+    _counts: list[_Counts] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._banks = [[] for _ in self.pools]
+        self._counts = [_Counts(np.zeros((len(self.without),) * 2)) for _ in self.pools]
+
+    @torch.inference_mode()
+    def step(self, plane: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Segment the next slice.
+
+        Args:
+            plane: (channels, side, side), 0 to 1.
+
+        Returns:
+            Probability of each structure, the mean over all runs, (structures, side, side).
+        """
+        if not plane.any():  # nothing to be seen, and nothing to be remembered
+            return np.zeros((len(self.pools), *plane.shape[1:]), np.float32)
+        pixels = torch.from_numpy(plane).to(self.device).expand(3, -1, -1)[None]
+        features = self.network.features(pixels)
+        runs = len(self.without)
+        spread = Features(*(part.expand(runs, -1, -1, -1) for part in features))
+        return np.stack([self._one(number, features.deep, spread) for number in range(len(self.pools))])
+
+    def agreement(self) -> list[float | None]:
+        """Of the runs, per structure, over all slices so far: mean Dice of each two; None with one run."""
+        return [counts.agreement() for counts in self._counts]
+
+    def _one(self, number: int, deep: Tensor, spread: Features) -> NDArray[np.float32]:
+        """Probability of one structure, (side, side)."""
+        network, pool, bank = self.network, self.pools[number], self._banks[number]
+        chosen = pool.nearest(deep, self.without, self.count)
+        keys = [network.remember(pool.memory[which]) for which in chosen]
+        examples = Memories(
+            torch.stack([each.tokens.flatten(0, 1) for each in keys]),
+            [
+                torch.stack([layer.flatten(0, 1) for layer in layers])
+                for layers in zip(*(k.keys for k in keys), strict=True)
+            ],
+        )
+        found = network.segment(spread, Memories.joined([examples, *bank]))
+        if network.bank_size:
+            bank.append(network.remember(network.memory(found.embedding, found.logits)))
+            del bank[: -network.bank_size]
+        probability = found.logits[:, 0].float().sigmoid()
+        self._counts[number].add(probability > 0.5)
+        return probability.mean(0).cpu().numpy()
+
+
+def runs_without(cases: int, resamples: int) -> list[int | None]:
+    """The case that each run leaves out: none first, then one after the other."""
+    return [None, *range(min(cases, resamples))]
+
+
+@torch.inference_mode()
+def pools_of(support: SupportSet, network: Sam2Sgp, *, weights: str, side: int, device: torch.device) -> list[Pool]:
+    """A support set as a network sees it, one pool per structure.
+
+    Args:
+        support: The set.
+        network: In evaluation mode.
+        weights: Their sha256: encoded slices are kept under it.
+        side: Of what the network sees.
+        device: Of the network.
+    """
+    extent = support.extent if support.card.kind == "volumes" else 0.0  # pictures have no common scale
+    parts: dict[int, list[tuple[Tensor, Tensor, int]]] = {label.id: [] for label in support.card.labels}
+    for number, case in enumerate(support.cases):
+        frame = SliceFrame.of(case.labels.shape[1:3], case.spacing, side, extent)
+        deep = _embedded(case, frame, network, weights=weights, side=side, extent=extent, device=device)
+        for label, found in parts.items():
+            for at in np.flatnonzero((case.labels == label).any((1, 2))).tolist():
+                mask = frame.enter((case.labels[at] == label).astype(np.uint8))
+                wanted = torch.from_numpy(mask).to(device)[None, None]
+                one = deep[at : at + 1].to(device).float()
+                memory = network.support_of(one, wanted).memory
+                found.append((F.normalize(one.flatten(1), dim=1).half(), memory, number))
+    return [
+        Pool(
+            torch.cat([likeness for likeness, _, _ in found]),
+            torch.cat([memory for _, memory, _ in found]),
+            torch.tensor([number for _, _, number in found], device=device),
+        )
+        for found in parts.values()
+    ]
+
+
+def planes_of(image: NDArray[np.floating], frame: SliceFrame) -> NDArray[np.float32]:
+    """(rows, columns, channels) as the network takes it, (channels, side, side)."""
+    channels = np.moveaxis(np.asarray(image, np.float32), -1, 0)
+    return np.stack([frame.enter(channel) for channel in channels])
+
+
+def _embedded(
+    case: SupportCase,
+    frame: SliceFrame,
+    network: Sam2Sgp,
+    *,
+    weights: str,
+    side: int,
+    extent: float,
+    device: torch.device,
+) -> Tensor:
+    """Embeddings of the slices of a case, (n, C, g, g), float16; kept under the hash of slices and weights."""
+    key = hashlib.sha256(f"{weights} {side} {extent!r} {case.digest()}".encode()).hexdigest()
+    path = home() / "support-cache" / f"{key}.safetensors"
+    kept = _kept(path)
+    if kept is not None and len(kept) == len(case.images):
+        return kept
+    slices = [torch.from_numpy(planes_of(image, frame)).to(device).expand(3, -1, -1)[None] for image in case.images]
+    deep = torch.cat([network.features(pixels).deep.half().cpu() for pixels in slices])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights({"deep": deep}, path)
+    return deep
+
+
+def _kept(path: Path) -> Tensor | None:
+    """What an earlier run kept; None where there is nothing or it is damaged."""
+    try:
+        return read_checkpoint(path).get("deep")
+    except ModelMissing:
+        return None
