@@ -170,6 +170,20 @@ def test_mounted_gradio_reads_no_server_files(ann: TestClient) -> None:
     assert ann.get(f"/gradio_api/file={secret}").status_code in (403, 404)
 
 
+def test_programs_segment_through_gradio(ann: TestClient) -> None:
+    path = ann.post("/gradio_api/upload", files={"files": ("head.nii.gz", b"x")}).json()[0]
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "mr-denoise", False]
+    event = ann.post("/gradio_api/call/segment", json={"data": data}).json()["event_id"]
+    told = ann.get(f"/gradio_api/call/segment/{event}").text
+    last = told.strip().split("event: ")[-1]
+    assert last.startswith("complete"), told
+    progress, archive = json.loads(last.split("data: ", 1)[1])
+    assert progress["state"] == "done"
+    content = ann.get(archive["url"].removeprefix(ADDRESS)).content
+    assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["manifest.json"]
+    assert [upload["name"] for upload in ann.get("/api/v1/uploads").json()] == ["head.nii.gz"], "it is in the history"
+
+
 def test_health_metrics_and_description(ann: TestClient) -> None:
     assert ann.get("/healthz").text == ann.get("/readyz").text == "ok\n"
     text = ann.get("/metrics").text
