@@ -38,7 +38,7 @@ function facts({ kind, facts: known }) {
   return [
     known.format,
     t("check.size", joined(known.shape), joined(known.spacing_mm), joined(known.covers_mm)),
-    t("check.orientation", known.orientation, t("viewer.auto").toLowerCase() && known.orientation.split("").join(", ")),
+    t("check.orientation", known.orientation, known.orientation.split("").map((letter) => t(`sides.${letter}`)).join(", ")),
     t("check.modality", known.modality),
   ];
 }

@@ -11,11 +11,17 @@ const OPTIONS = {
   sagittalNoseLeft: true,
   backColor: [0, 0, 0, 1],
   crosshairColor: [1, 0.84, 0.37, 0.9],
-  crosshairWidth: 0.6,
+  crosshairWidth: 0.7,
+  crosshairWidthUnit: "mm",
+  crosshairGap: 6,
+  fontColor: [1, 0.84, 0.37, 1],
+  fontMinPx: 18,
+  fontSizeScaling: 0.6,
   dragAndDropEnabled: false,
   showLegend: false,
   isColorbar: false,
   isCornerOrientationText: false,
+  multiplanarLayout: 2, // a square, with the rendering in its fourth quarter
   showAllOrientationMarkers: true,
   logLevel: "error",
   loadingText: "",
@@ -47,7 +53,7 @@ export class Viewer {
 
   async showImage(address) {
     await this.#attach(this.first);
-    this.nv.onLocationChange = (told) => { this.place.textContent = told.string ?? ""; };
+    this.nv.onLocationChange = (told) => { this.place.textContent = where(told, this.nv.volumes); };
     this.#comparing(false);
     await this.nv.loadVolumes([{ url: address, name: "view.nii" }]);
     this.auto = [this.nv.volumes[0].cal_min, this.nv.volumes[0].cal_max];
@@ -143,6 +149,7 @@ export class Viewer {
     this.nv.drawLut = niivue.cmapper.makeDrawLut(this.map);
     await this.nv.loadDrawingFromUrl(address);
     this.nv.setDrawOpacity(0.5);
+    this.nv.updateGLVolume(); // this is what takes the colours over
     this.history = [this.nv.drawBitmap.slice()];
     this.at = 0;
     this.nv.onDrawingChanged = (what) => { if (what === "draw") { this.#remember(); changed(); } };
@@ -220,6 +227,14 @@ export class Viewer {
     this.hideOverlay();
     await this.nv.addVolumeFromUrl({ url: address, name: "over.nii", ...options });
   }
+}
+
+/** The crosshair in words: millimetres towards the sides of the patient, then what lies there. */
+function where({ mm, values }, volumes) {
+  const sides = [["R", "L"], ["A", "P"], ["S", "I"]];
+  const place = sides.map(([plus, minus], i) => `${t(`sides.${mm[i] < 0 ? minus : plus}`)} ${Math.abs(mm[i]).toFixed(1)}`);
+  const found = values.map(({ value }, i) => volumes[i]?.colormapLabel?.labels?.[value] ?? Number(value.toPrecision(4)));
+  return `${place.join(", ")} mm: ${found.filter((one) => one !== "").join(", ")}`;
 }
 
 function layer(name) {
