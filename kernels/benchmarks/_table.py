@@ -7,6 +7,7 @@ of many launches with the cache flushed between them. Contenders take turns, so 
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import resource
 import statistics
@@ -24,6 +25,7 @@ from medseg_kernels.dispatch import HAS_TRITON, triton
 
 Function = Callable[..., Any]
 PATIENCE = 2.0  # seconds; what takes longer on a CPU gets one turn, where noise is small against it
+TURN = 0.03  # seconds that a turn of a short call lasts at least: a network, too, finds its code and caches warm
 
 
 @dataclass
@@ -105,9 +107,11 @@ class Table:
         assert run is not None
         if self.device.type == "cuda":
             return triton.testing.do_bench(run, return_mode="median") / 1e3
-        begin = time.process_time()
-        run()
-        return time.process_time() - begin
+        calls, seconds = 1, _processor_time(run, 1)
+        if seconds < TURN:
+            calls = min(math.ceil(TURN / max(seconds, 1e-5)), 100)
+            seconds = _processor_time(run, calls)
+        return seconds / calls
 
     def _peak(self, run: Function | None) -> str:
         """Peak memory of one call: measured by the allocator on a GPU, by a profiler's trace on a CPU."""
@@ -126,6 +130,13 @@ class Table:
                 live += event.nbytes()
                 peak = max(peak, live)
         return f"{peak / 1e6:.0f} MB"
+
+
+def _processor_time(run: Function, calls: int) -> float:
+    begin = time.process_time()
+    for _ in range(calls):
+        run()
+    return time.process_time() - begin
 
 
 def start(description: str) -> tuple[torch.device, argparse.Namespace]:

@@ -16,6 +16,7 @@ B batch, C channels, h w coarse side, H W fine side, r radius.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -169,6 +170,11 @@ def _box(padded: Tensor, radius: int) -> Tensor:
     return _run_sum(_run_sum(padded, 2 * radius + 1, -2), 2 * radius + 1, -1)
 
 
+def _parts(x: Tensor, channels: int, whole: int) -> tuple[Tensor, ...]:
+    """Some channels at a time; a single one goes with all. One split, since each slice would have a gradient like x."""
+    return x.split(channels, dim=1) if x.shape[1] > 1 else (x,) * math.ceil(whole / channels)
+
+
 def _guided_filter_plain(
     low_x: Tensor, low_y: Tensor, high_x: Tensor, a: Tensor, total: Tensor, radius: int, eps: float
 ) -> Tensor:
@@ -182,10 +188,8 @@ def _guided_filter_plain(
     trained = torch.is_grad_enabled() and any(x.requires_grad for x in (low_x, low_y, high_x, a))
     out = None if trained else empty_large((*low_y.shape[:2], *high_x.shape[2:]), a)
     outs = []
-    for first in range(0, low_y.shape[1], channels):
-        x, y, high = (
-            each if each.shape[1] == 1 else each[:, first : first + channels] for each in (low_x, low_y, high_x)
-        )
+    parts = zip(*(_parts(each, channels, low_y.shape[1]) for each in (low_x, low_y, high_x)), strict=True)
+    for number, (x, y, high) in enumerate(parts):
         ax, ay = a * F.pad(x, margin), a * F.pad(y, margin)
         s_ax, s_ay, s_aax = _box(ax, radius), _box(ay, radius), _box(a * ax, radius)
         s_aaxx, s_aaxy = _box(ax * ax, radius), _box(ax * ay, radius)
@@ -193,7 +197,7 @@ def _guided_filter_plain(
         slope = (s_aaxy - q * s_ay) * inverse / (((s_aaxx - q * s_ax) * inverse).abs() + eps)
         offset = (s_ay - slope * s_ax) / s_a
         slope, offset = (enlarge(_box(F.pad(each, margin), radius) * inverse) for each in (slope, offset))
-        into = None if out is None else out[:, first : first + channels]
+        into = None if out is None else out[:, number * channels : (number + 1) * channels]
         outs.append(torch.addcmul(offset, slope, high, out=into))
     return torch.cat(outs, dim=1) if out is None else out
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_CHUNK = 2**19  # numbers per buffer: 2 MB
+_CHUNK = 2**18  # numbers per buffer: 1 MB
 _GROUP = 16  # channels that a product should have at least
 
 
