@@ -127,6 +127,14 @@ Partition = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+Support = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Outlined cases to follow, of `medseg support list`; with -m support-set.",
+        rich_help_panel=INPUT,
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Result folder.", rich_help_panel=OUTPUT)]
 
 

@@ -51,6 +51,11 @@ class Agreement:
         """Whether the runs agree; None where nothing can be said."""
         return None if self.dice is None else self.dice >= SURE
 
+    @property
+    def words(self) -> str:
+        """Two decimals, or why there are none."""
+        return "not assessed" if self.dice is None else f"{self.dice:.2f}"
+
     def as_json(self) -> dict[str, Any]:
         """For manifest and file."""
         told = None if self.dice is None else round(self.dice, 4)

@@ -36,6 +36,13 @@ def answer(result: "Result", target: Path, *, quiet: bool, verbose: bool) -> dic
         specific = _restored(result, target, quiet=quiet)
     elif isinstance(result, FinerResult):
         specific = _finer(result, target, quiet=quiet)
+    agreed = getattr(result, "agreement", ())
+    if agreed:
+        specific["agreement"] = [each.as_json() for each in agreed]
+        if not quiet:
+            print_line(
+                f"agreement {'; '.join(f'{each.name} {each.words}' for each in agreed)} (between runs, not with truth)"
+            )
     if verbose:
         for stage, seconds in result.manifest["seconds"].items():
             tell(f"{stage}: {duration_text(seconds)}")

@@ -21,6 +21,7 @@ from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.regions import named_partitioner
 from medseg_pipelines.scope import choose_model, judge, require_in_scope
+from medseg_pipelines.support_store import find_support_set
 from medseg_pipelines.words import RESEARCH_USE
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Request:
     noise: float | None = None
     regions: Path | None = None
     save_regions: bool = False
+    support: str | None = None
     partition: str | None = None
     prompting: PromptRequest = field(default_factory=PromptRequest)
     enforce_consistency: bool = False
@@ -112,6 +114,7 @@ def _check_inputs(request: Request) -> None:
             raise UsageError(f"input '{path.name}' is not there; check the path")
     if request.out is not None and request.out.name.lower().endswith(_ENDINGS):
         raise UsageError(f"output '{request.out.name}' must be a folder, got the name of a file; drop its ending")
+    _check_support(request)
     if request.model is not None:
         name = load_recipe(request.model).name
         require_for_task(formats, load_recipe(request.model).task)
@@ -120,6 +123,19 @@ def _check_inputs(request: Request) -> None:
             raise UsageError("inputs must differ in name to go into one folder, some are equal; run them one by one")
         if len(request.inputs) == 1 and not request.dry_run:
             check_target(targets[0], overwrite=request.overwrite)
+
+
+def _check_support(request: Request) -> None:
+    """A support set is there where the model follows one, and nowhere else."""
+    follows = request.model is not None and load_recipe(request.model).task == "support-segmentation"
+    if request.support is not None and not follows:
+        raise UsageError("--support is for models that follow examples: add -m support-set, or drop it")
+    if request.support is not None:
+        find_support_set(request.support)
+    elif follows:
+        raise UsageError(
+            f"model {request.model} needs a support set: add --support NAME (`medseg support list` names them)"
+        )
 
 
 def _one(path: Path, request: Request, models: dict[str, Any], view: ProgressView) -> dict[str, Any]:
@@ -221,6 +237,7 @@ def _run_options(request: Request, grid: Grid) -> dict[str, Any]:
         "regions": regions,
         "keep_regions": request.save_regions,
         "enforce_consistency": request.enforce_consistency,
+        "support": request.support,
         "partition": None if request.partition is None else named_partitioner(request.partition),
         "prompts": request.prompting.prompts(grid),
         "propagate": request.prompting.propagate,

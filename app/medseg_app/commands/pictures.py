@@ -10,7 +10,7 @@ from medseg.io.pictures import ENDINGS, is_picture, read_picture
 from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
 from medseg_pipelines.events import Event
 from medseg_pipelines.picture_case import PictureCase, choose_picture_model, judge_picture, read_picture_case
-from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, PromptRecipe, load_recipe
+from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, PromptRecipe, SupportRecipe, load_recipe
 from medseg_pipelines.scope import require_in_scope
 from medseg_pipelines.words import RESTORED
 
@@ -38,7 +38,7 @@ def wants_picture(path: Path, model: str | None) -> bool:
     recipe = load_recipe(model)
     if isinstance(recipe, _RECIPES):
         return True
-    if isinstance(recipe, PromptRecipe):
+    if isinstance(recipe, PromptRecipe | SupportRecipe):
         return is_picture(path)
     if path.suffix.lower() in ENDINGS and path.is_file():
         raise InputRefused(f"{path.name}: model '{model}' takes volumes, got a picture; choose another with -m")
@@ -70,6 +70,7 @@ def segment(
     options: dict[str, Any] = {"force_scope": request.force_scope, "memory_limit": request.memory_limit}
     options |= {"prompts": prompting.prompts(None), "propagate": prompting.propagate, "consensus": prompting.consensus}
     options |= {"window": prompting.grey_window(), "noise": request.noise, "keep_regions": request.save_regions}
+    options["support"] = request.support
     result = model(case, progress=view, **options)
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
