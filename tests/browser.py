@@ -82,6 +82,7 @@ class Page:
     """
 
     def __init__(self, context: Any, address: str, *, patience: int = 120) -> None:
+        self.patience = patience
         self.tab = context.new_page()
         self.tab.set_default_timeout(1000 * patience)
         self.problems: list[str] = []
@@ -103,7 +104,7 @@ class Page:
 
     def until(self, expression: str) -> None:
         """Wait until an expression is true; Playwright's own way builds code in the page, which the page forbids."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + self.patience
         while not self.tab.evaluate(expression):
             assert time.monotonic() < deadline, expression
             time.sleep(0.1)

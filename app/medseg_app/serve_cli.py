@@ -49,9 +49,12 @@ def serve(
     """
     if find_spec("gradio") is None:
         raise UsageError("the web page needs packages that are not installed; use: pip install 'medseg[app]'")
-    from medseg_app.commands import serve
     from medseg_app.jobs.store import Limits
     from medseg_app.jobs.supervisor import Bounds
+
+    limits = Limits(upload_bytes=parse_size(upload) or 0, disk_bytes=parse_size(disk) or 0, keep_hours=keep_hours)
+    bounds = Bounds(runs=runs, memory=parse_size(memory) or 0, minutes=minutes)
+    from medseg_app.commands import serve  # Gradio takes seconds to load: a wrong size is told before
 
     return serve.run(
         host=host,
@@ -59,8 +62,8 @@ def serve(
         auth=auth,
         allow_hosts=tuple(allow_host or ()),
         home=home,
-        limits=Limits(upload_bytes=parse_size(upload) or 0, disk_bytes=parse_size(disk) or 0, keep_hours=keep_hours),
-        bounds=Bounds(runs=runs, memory=parse_size(memory) or 0, minutes=minutes),
+        limits=limits,
+        bounds=bounds,
         device=device,
     )
 

@@ -36,6 +36,9 @@ HEAVY = {"torch", "monai", "gradio", "nibabel", "pydicom", "highdicom", "SimpleI
         (["infer", "SCAN", "-o", "labels.nii.gz"], 2),
         (["infer", "SCAN", "--nonsense"], 2),
         (["replay", "SCAN"], 3),
+        (["serve", "--help"], 0),
+        (["serve", "--disk", "much"], 2),
+        (["audit", "verify", "none.jsonl"], 2),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )

@@ -17,8 +17,10 @@ from starlette.testclient import TestClient
 
 import stub_job_worker
 from medseg.errors import InputRefused, UsageError
+from medseg_app.commands import serve
 from medseg_app.commands.audit import add_account
 from medseg_app.jobs.store import Limits
+from medseg_app.jobs.supervisor import Bounds
 from medseg_app.server import site
 from medseg_app.server.accounts import Accounts, Throttled, hash_password, read_accounts
 from medseg_app.server.audit import AuditLog, verify
@@ -225,6 +227,12 @@ def test_login_and_throttling(tmp_path: Path) -> None:
     events = [json.loads(line)["event"] for line in (tmp_path / "home" / "audit.jsonl").read_text().splitlines()]
     assert events == ["start", "login refused", "login", *["login refused"] * 3, "stop"]
     assert place.accounts is not None
+
+
+def test_a_network_address_wants_a_login(tmp_path: Path) -> None:
+    bounds = {"limits": Limits(), "bounds": Bounds(), "device": "cpu"}
+    with pytest.raises(UsageError, match=r"host '0\.0\.0\.0' is open to the network: give --auth"):
+        serve.run(host="0.0.0.0", port=7860, auth=None, allow_hosts=(), home=tmp_path, **bounds)
 
 
 def test_waiting_grows_with_every_failure(monkeypatch: pytest.MonkeyPatch) -> None:

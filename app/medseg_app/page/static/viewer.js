@@ -11,7 +11,7 @@ const OPTIONS = {
   sagittalNoseLeft: true,
   backColor: [0, 0, 0, 1],
   crosshairColor: [1, 0.84, 0.37, 0.9],
-  crosshairWidth: 0.7,
+  crosshairWidth: 1.2,
   crosshairWidthUnit: "mm",
   crosshairGap: 6,
   fontColor: [1, 0.84, 0.37, 1],
@@ -21,6 +21,7 @@ const OPTIONS = {
   showLegend: false,
   isColorbar: false,
   isCornerOrientationText: false,
+  multiplanarPadPixels: 16,
   multiplanarLayout: 2, // a square, with the rendering in its fourth quarter
   showAllOrientationMarkers: true,
   logLevel: "error",

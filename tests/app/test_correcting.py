@@ -1,0 +1,83 @@
+"""A corrected label map: measured again, told apart from the model's own, refused where it does not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import page_worker
+from medseg import io
+from medseg.volume import Volume
+from medseg_app.jobs.worker import answer
+from medseg_app.server.report import report
+from tiny_model import head
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a server with one upload and one result."""
+    home = tmp_path_factory.mktemp("home")
+    for folder in ("upload", "jobs/first"):
+        (home / folder).mkdir(parents=True)
+    io.write(head(), home / "upload" / "image000000.nii.gz")
+    page_worker.PARTS = 0
+    task = _task(home, "first", {"model": "brain-structures", "confirmed": False})
+    page_worker.run({**task, "folder": home / "jobs" / "first", "upload": home / "upload"}, lambda event: None)
+    return home
+
+
+def _task(home: Path, job: str, request: dict[str, Any]) -> dict[str, Any]:
+    (home / "jobs" / job).mkdir(exist_ok=True)
+    folders = {"folder": str(home / "jobs" / job), "upload": str(home / "upload")}
+    return {"kind": "correct", "request": request, "memory_limit": 1 << 30, **folders}
+
+
+def _correct(home: Path, job: str, drawing: Volume, of: str = "first") -> tuple[str, str]:
+    io.write(drawing, home / "upload" / f".drawing-{job}.nii")
+    return answer(_task(home, job, {"of": of, "drawing": f".drawing-{job}.nii"}), lambda event: None)
+
+
+def test_a_correction_is_a_result_of_its_own(segmented: Path) -> None:
+    first = segmented / "jobs" / "first" / "result"
+    before = io.read(first / "labels.nii.gz", kind="labels")
+    voxels = before.voxels.copy()
+    voxels[20:24, 20:24, 20:24] = 15
+    changed = int((voxels != before.voxels).sum())
+    assert _correct(segmented, "second", before.with_voxels(voxels)) == ("done", "")
+    folder = segmented / "jobs" / "second" / "result"
+    assert np.array_equal(io.read(folder / "labels.nii.gz", kind="labels").voxels, voxels)
+    old, new = (json.loads((one / "manifest.json").read_text()) for one in (first, folder))
+    assert new["correction"] == {
+        "of_sha256": old["output"]["voxels_sha256"],
+        "changed_voxels": changed,
+        "by": "hand",
+    }
+    assert new["output"]["voxels_sha256"] != old["output"]["voxels_sha256"]
+    assert new["warnings"][-1] == f"corrected by hand: {changed} voxels changed"
+    stem = next(s for s in json.loads((folder / "statistics.json").read_text())["structures"] if s["id"] == 15)
+    assert stem["voxels"] == int((voxels == 15).sum())
+    assert f"Corrected by hand: {changed} voxels" in report(folder)
+
+    voxels[20, 20, 20] = 0
+    assert _correct(segmented, "third", before.with_voxels(voxels), of="second") == ("done", "")
+    third = json.loads((segmented / "jobs" / "third" / "result" / "manifest.json").read_text())["correction"]
+    assert (third["of_sha256"], third["changed_voxels"]) == (old["output"]["voxels_sha256"], changed + 1)
+
+
+def test_what_does_not_fit_is_refused(segmented: Path) -> None:
+    labels = io.read(segmented / "jobs" / "first" / "result" / "labels.nii.gz", kind="labels")
+    shifted = labels.affine.copy()
+    shifted[0, 3] += 1
+    wrong = {
+        "same": (labels, "changes nothing"),
+        "moved": (Volume(labels.voxels, shifted, kind="labels"), "another"),
+        "cropped": (Volume(labels.voxels[:-1], labels.affine, kind="labels"), "another"),
+        "unknown": (labels.with_voxels(np.where(labels.voxels == 1, 99, labels.voxels).astype(np.uint8)), "got 99"),
+    }
+    for name, (drawing, words) in wrong.items():
+        state, reason = _correct(segmented, name, drawing)
+        assert state == "refused"
+        assert words in reason
+        assert not (segmented / "jobs" / name / "result").exists()
