@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
+
+from medseg_pipelines.ledger import Ledger
 
 State = Literal["queued", "running", "cancelling", "done", "failed", "refused", "cancelled"]
 OPEN: tuple[State, ...] = ("queued", "running", "cancelling")
@@ -68,25 +67,14 @@ class Job:
     reason: str
 
 
-class Table:
+class Table(Ledger):
     """Uploads and jobs in one file; safe to use from several threads.
 
     Args:
         path: The SQLite file; made where it is not there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-        self._base.row_factory = sqlite3.Row
-        for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            self._base.execute(f"PRAGMA {line}")
-        self._base.executescript(_SCHEMA)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            self._base.close()
+    SCHEMA = _SCHEMA
 
     def add_upload(self, owner: str, name: str) -> Upload:
         """An upload without files yet, under a name that nobody can guess."""
@@ -240,22 +228,6 @@ class Table:
             (model,),
         )
         return rows[0][0] if rows else None
-
-    @contextmanager
-    def _step(self) -> Iterator[sqlite3.Connection]:
-        """One transaction."""
-        with self._lock:
-            self._base.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._base
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
-
-    def _all(self, question: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._base.execute(question, values).fetchall()
 
 
 def _job(row: sqlite3.Row) -> Job:

@@ -8,13 +8,11 @@ refused, failed, withheld or superseded. Each file of a result has one delivery 
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 
+from medseg_pipelines.ledger import Ledger
 from medseg_pipelines.pacs.archive import Head
 
 INCOMPLETE = "slices came after the others had been removed"
@@ -71,25 +69,14 @@ def digest_of(instances: Iterable[str]) -> str:
     return sha256("\n".join(sorted(instances)).encode()).hexdigest()
 
 
-class Queue:
+class Queue(Ledger):
     """The queue in one file; safe to use from several threads of one process.
 
     Args:
         path: The SQLite file; made where it is not there.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-        self._base.row_factory = sqlite3.Row
-        for line in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            self._base.execute(f"PRAGMA {line}")
-        self._base.executescript(_SCHEMA)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
-            self._base.close()
+    SCHEMA = _SCHEMA
 
     def add(self, head: Head, now: float) -> int:
         """Enter a received instance, whose file is safe already; gives the number of its series."""
@@ -296,22 +283,3 @@ class Queue:
             "AND NOT EXISTS (SELECT 1 FROM deliveries WHERE job = jobs.id AND state != 'sent')",
             (now, job),
         )
-
-    @contextmanager
-    def _step(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; steps within steps belong to the outer one."""
-        with self._lock:
-            if self._base.in_transaction:
-                yield self._base
-                return
-            self._base.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._base
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
-
-    def _all(self, question: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._base.execute(question, values).fetchall()
