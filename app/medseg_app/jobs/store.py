@@ -59,7 +59,8 @@ class Store:
         self.limits = limits
         self._table = table
         self._uploads, self._jobs = home / "uploads", home / "jobs"
-        for folder in (home, self._uploads, self._jobs):
+        self.passing = home / "gradio"  # what `gradio_client` sends and fetches, beside the folder of its job
+        for folder in (home, self._uploads, self._jobs, self.passing):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def upload_folder(self, upload: str) -> Path:
@@ -125,7 +126,7 @@ class Store:
 
     def used(self) -> int:
         """Bytes of everything kept."""
-        return _size(self._uploads) + _size(self._jobs)
+        return _size(self._uploads) + _size(self._jobs) + _size(self.passing)
 
     def is_full(self) -> bool:
         """Whether nothing more may be stored."""
@@ -151,6 +152,9 @@ class Store:
         known = {upload.id for upload in self._table.uploads()} | {job.id for job in self._table.jobs()}
         for folder in (*self._uploads.iterdir(), *self._jobs.iterdir()):
             if folder.name not in known and folder.stat().st_mtime < time.time() - 60:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.passing.iterdir():
+            if folder.stat().st_mtime < limit:
                 shutil.rmtree(folder, ignore_errors=True)
         return removed
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import re
 import secrets
+from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,10 +53,19 @@ class Guard:
             server on the loopback through a name of their own.
         accounts: Who may log in; None where nobody has to.
         metrics: Counts the requests.
+        is_full: Whether the disk takes no more; Gradio's own way to upload knows nothing of it.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], accounts: Accounts | None, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: tuple[str, ...],
+        accounts: Accounts | None,
+        metrics: Metrics,
+        is_full: Callable[[], bool],
+    ) -> None:
         self._app, self._hosts, self._accounts, self._metrics = app, hosts, accounts, metrics
+        self._is_full = is_full
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on with `state.owner` set."""
@@ -97,7 +107,9 @@ class Guard:
         return None, JSONResponse({"error": "name or password is wrong"}, 401)
 
     def _shut(self, scope: Scope, owner: str | None) -> Any:
-        """The answer to somebody who has to log in first."""
+        """The answer to somebody who has to log in first, or to bring his files another day."""
+        if scope["path"].startswith("/gradio_api/upload") and self._is_full():
+            return JSONResponse({"error": "disk: the space of this server is used up; delete old work"}, 413)
         if self._accounts is None or owner is not None or scope["path"] in _OPEN:
             return None
         if scope["path"] == "/":

@@ -43,7 +43,7 @@ def mount_page(app: FastAPI, place: Place) -> None:
         place: Does the work.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"  # before the import: Gradio asks its vendor's server otherwise
-    os.environ["GRADIO_TEMP_DIR"] = str(place.settings.home / "gradio")
+    os.environ["GRADIO_TEMP_DIR"] = str(place.store.passing)
     import gradio as gr
 
     age = int(3600 * place.settings.limits.keep_hours)
@@ -119,7 +119,7 @@ def _segmenter(place: Place) -> Any:
         folder = place.store.result(job.id)
         if now is None or folder is None:
             raise gr.Error(now.reason if now and now.reason else "the job was cancelled")
-        archive = Path(mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "medseg-result.zip"
+        archive = Path(mkdtemp(dir=place.store.passing)) / "medseg-result.zip"
         archive.write_bytes(b"".join(zipped(folder)))
         yield {"state": now.state, "stage": now.stage, "done": now.total, "total": now.total}, str(archive)
 
