@@ -3,16 +3,21 @@
 import gzip
 import io
 import json
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
+from dicom_cases import Case, noise
 from medseg_app.jobs.worker import answer
+from pictures import fundus
 
 MEMORY = 512 << 20
 
@@ -91,10 +96,20 @@ def _png(side: int) -> bytes:
 
 def _check(folder: Path, name: str, content: bytes) -> tuple[str, str]:
     (folder / "upload").mkdir(parents=True)
-    (folder / "job").mkdir()
     (folder / "upload" / name).write_bytes(content)
-    task = {"kind": "check", "folder": str(folder / "job"), "upload": str(folder / "upload"), "request": {}}
+    return _look(folder)
+
+
+def _look(folder: Path, **request: object) -> tuple[str, str]:
+    (folder / "job").mkdir()
+    task = {"kind": "check", "folder": str(folder / "job"), "upload": str(folder / "upload"), "request": request}
     return answer(task | {"memory_limit": MEMORY}, lambda event: None)
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "job" / "result" / "manifest.json").read_text())
+    shutil.rmtree(folder / "job")
+    return found
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -118,6 +133,34 @@ def test_a_zipped_volume_is_opened(tmp_path: Path) -> None:
     assert found["facts"]["shape"] == [8, 8, 8]
     assert (tmp_path / "job" / "image.nii.gz").is_file()
     assert "Doe" not in json.dumps(found)
+
+
+def test_of_several_series_one_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "upload").mkdir()
+    for case, number in ((Case(), 0), (Case(pixels=noise((4, 7, 6))), 100)):
+        case.write(tmp_path / f"series{number}")
+        for index, path in enumerate(sorted((tmp_path / f"series{number}").iterdir())):
+            path.rename(tmp_path / "upload" / f"image{number + index:06d}.dcm")
+    assert _look(tmp_path) == ("done", "")
+    found = _found(tmp_path)
+    assert found["kind"] == "series"
+    assert sorted(series["images"] for series in found["series"]) == [4, 5]
+    chosen = next(series for series in found["series"] if series["images"] == 4)
+    assert _look(tmp_path, series=str(chosen["number"])) == ("done", "")
+    found = _found(tmp_path)
+    assert found["dicom"]
+    assert found["facts"]["shape"][2] == 4
+
+
+def test_a_picture_is_for_models_of_pictures(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(fundus()[0]).save(stream, "PNG")
+    assert _check(tmp_path, "image000000.png", stream.getvalue()) == ("done", "")
+    assert (tmp_path / "job" / "result" / "view.png").is_file()
+    found = _found(tmp_path)
+    assert (found["kind"], found["facts"]["shape"]) == ("picture", [300, 240])
+    fits = {model["name"]: model["fits"] for model in found["models"]}
+    assert fits["brain-structures"] == "no"
 
 
 def test_archives_of_the_data_pack(shared_data: Path, tmp_path: Path) -> None:
