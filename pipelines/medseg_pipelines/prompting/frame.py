@@ -110,7 +110,7 @@ def decode(
     if given.box is not None:
         box = torch.from_numpy(frame.moved(np.asarray(given.box).reshape(2, 2)).reshape(1, 4)).float().to(device)
     grid = (4 * embedding.shape[2], 4 * embedding.shape[3])
-    mask = memory if given.mask is None else _drawn_logits(given.mask, frame, grid, network.config.img_size).to(device)
+    mask = memory if given.mask is None else _sure(given.mask, frame, grid, network).to(device)
     alone = given.box is None and mask is None and len(given.points) == 1  # one point may mean a part or the whole
     answer: Prediction = network.decode(embedding, points=points, boxes=box, masks=mask, multimask=alone)
     best = int(answer.iou[0].argmax())
@@ -118,9 +118,13 @@ def decode(
     return network.enlarge(logits[0], frame.padded, frame.original)[0], logits
 
 
-def _drawn_logits(mask: np.ndarray, frame: Frame, grid: tuple[int, int], side: int) -> Tensor:
-    """A mask, (rows, columns), as logits on the decoder's grid."""
+def small_mask(mask: np.ndarray, frame: Frame, grid: tuple[int, int], side: int) -> Tensor:
+    """How much of each cell of the decoder's grid a mask, (rows, columns), fills: (1, 1, *grid), 0 to 1."""
     rows, columns = (max(1, round(n * g / side)) for n, g in zip(frame.padded, grid, strict=True))
     small = F.interpolate(torch.from_numpy(mask.astype(np.float32))[None, None], (rows, columns), mode="area")
-    logits = F.pad(_SURE * (2 * small - 1), (0, grid[1] - columns, 0, grid[0] - rows), value=-_SURE)
-    return logits.clamp(-_SURE, _SURE)
+    return F.pad(small, (0, grid[1] - columns, 0, grid[0] - rows))
+
+
+def _sure(mask: np.ndarray, frame: Frame, grid: tuple[int, int], network: Sam) -> Tensor:
+    """A mask that the user drew as logits on the decoder's grid."""
+    return _SURE * (2 * small_mask(mask, frame, grid, network.config.img_size) - 1)

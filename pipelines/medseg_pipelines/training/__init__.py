@@ -9,6 +9,7 @@ from pathlib import Path
 from medseg.errors import UsageError
 from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
+from medseg_pipelines.training.boxes import BoxCourse
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.episodes import SupportCourse
 from medseg_pipelines.training.folder_course import FolderCourse, Score
@@ -28,6 +29,7 @@ from medseg_pipelines.training.synthetic import SyntheticCourse
 __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
 _COURSES: dict[str, type[Course]] = {
+    "boxes": BoxCourse,
     "folder-pictures": FolderPictureCourse,
     "folder-volumes": FolderVolumeCourse,
     "instances": InstanceCourse,
