@@ -83,7 +83,8 @@ class Session:
         self._prompted, self._image = prompted, image
         self._window = (0.0, 255.0)
         if isinstance(image, Volume):
-            self._window = window or grey_range(image.voxels, prompted.options)
+            low, high = window or grey_range(image.voxels, prompted.options)
+            self._window = (float(low), float(high))
         self._stacks: dict[int, Stack] = {}
         self._advance: Advance | None = None
         self._decoded = 0
