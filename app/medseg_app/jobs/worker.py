@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from medseg.errors import InputRefused, MedsegError, ModelMissing, UsageError
 from medseg_pipelines.events import Event
 
 _TELL_EVERY = 0.25  # seconds
+_OUR_NAME = re.compile(r"^(image\d*|upload)[.\w]*: ")  # of our copy, which means nothing to the user
 
 Task = Callable[[dict[str, Any], Callable[[Event], object]], None]
 
@@ -41,7 +43,7 @@ def answer(task: dict[str, Any], progress: Callable[[Event], object]) -> tuple[s
     try:
         _do(task["kind"])({**task, "folder": Path(task["folder"]), "upload": Path(task["upload"])}, progress)
     except (InputRefused, UsageError) as error:
-        return "refused", str(error)
+        return "refused", _OUR_NAME.sub("", str(error))
     except ModelMissing as error:
         return "failed", str(error)
     except MemoryError:

@@ -21,7 +21,7 @@ export async function checkScreen(app) {
 
 function refusedScreen(app) {
   const again = (wish) => app.trying(() => look(app, app.upload, { ...app.wish, ...wish }), () => app.go("open"));
-  const parts = [title(t("check.title")), el("ul", { class: "findings" }, line("error", app.refused))];
+  const parts = [title(t("check.title")), el("ul", { class: "findings" }, line("error", app.refused.replace("--correct-geometry", `“${t("check.straighten")}”`)))];
   if (/correct-geometry/.test(app.refused)) {
     parts.push(button(t("check.straighten"), () => again({ correct_geometry: true }), { class: "main" }));
   }
