@@ -141,6 +141,7 @@ def draw_anatomical(
     queries: int,
     generator: torch.Generator,
     sequence: bool = False,
+    asked: Sequence[Anatomy] | None = None,
 ) -> Episode:
     """Slices through a structure at about one level, each of another draw of a subject.
 
@@ -155,6 +156,7 @@ def draw_anatomical(
         queries: How many follow.
         generator: The only source of randomness.
         sequence: The queries are neighbouring slices of one image.
+        asked: To draw the queries from, where those are other subjects.
     """
     level = _uniform(0.1, 0.9, generator)
     inside = all(tissues[index].brain for index in structure.tissues)
@@ -164,7 +166,8 @@ def draw_anatomical(
     for number in range(examples + (1 if sequence else queries)):
         query = number >= examples
         for _ in range(1 if query else _TRIES):  # an example without the structure says nothing
-            subject, middle = _place(anatomies, structure, level, how, axis, generator, away=how.away if query else 0)
+            others = asked if query and asked else anatomies
+            subject, middle = _place(others, structure, level, how, axis, generator, away=how.away if query else 0)
             image, mask = paint(subject, structure, middle, queries if sequence and query else 1)
             if float(mask.mean()) >= _FEWEST:
                 break

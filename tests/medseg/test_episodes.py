@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -56,6 +57,13 @@ def test_examples_hold_the_structure_and_sides_split_it(heads: list[Anatomy]) ->
     assert torch.equal(left.masks + right.masks, both.masks)
     middle = left.masks[0].nonzero()[:, 0].float().mean()
     assert abs(float(middle) - float(right.masks[0].nonzero()[:, 0].float().mean())) > 4, "X runs along the first axis"
+
+
+def test_queries_can_be_asked_of_other_subjects(heads: list[Anatomy]) -> None:
+    shell = replace(heads[0].subject, tissue=np.where(heads[0].subject.tissue == 1, 3, heads[0].subject.tissue))
+    drawn = _drawn(heads, 3, Structure((1,), None), asked=[replace(heads[0], subject=shell)])
+    assert drawn.masks[:3].any()
+    assert not drawn.masks[3:].any(), "the other subject has another tissue in its place"
 
 
 def test_several_tissues_are_one_mask(heads: list[Anatomy]) -> None:
