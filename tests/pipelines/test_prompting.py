@@ -1,6 +1,8 @@
 """From prompts to label maps: slices as they are looked at, walks that end, embeddings that are used again."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from medseg.errors import InputRefused, ModelMissing, UsageError
 from medseg.geometry import to_ras
 from medseg.io.prompts import read_prompts
+from medseg.partition.torchvision_ops import load_torchvision
 from medseg.picture import Picture
 from medseg.prompts import Box, Mask, Point, Prompts
 from medseg.volume import Volume
@@ -24,7 +27,7 @@ from medseg_pipelines.prompting.stack import Stack
 from medseg_pipelines.sections import PromptOptions
 from medseg_pipelines.words import UNKNOWN_ORIGIN, UNTRAINED
 from tiny_model import head
-from tiny_prompting import build_tiny_prompting
+from tiny_prompting import NETWORK, build_tiny_prompting
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,39 @@ def test_a_picture_from_end_to_end(model: Prompting, tmp_path: Path) -> None:
     assert "prompts.json" in {path.name for path in result.save(tmp_path / "result").iterdir()}
     with pytest.raises(UsageError, match="pixels of a picture"):
         model(Picture(pixels), prompts=Prompts(items=(box,)))
+
+
+def test_pictures_equal_those_of_the_package(model: Prompting) -> None:
+    try:
+        load_torchvision()
+        from segment_anything import SamPredictor, modeling
+    except ModuleNotFoundError:
+        pytest.skip("the package segment-anything is not installed")
+    norm: Any = partial(torch.nn.LayerNorm, eps=1e-6)
+    sizes = {key: NETWORK[key] for key in ("embed_dim", "depth", "num_heads", "img_size", "out_chans")}
+    encoder = modeling.ImageEncoderViT(
+        **sizes, global_attn_indexes=(0,), window_size=14, norm_layer=norm, use_rel_pos=True
+    )
+    prompts = modeling.PromptEncoder(16, (4, 4), (64, 64), 4)
+    transformer = modeling.TwoWayTransformer(2, 16, 2, 16)
+    decoder = modeling.MaskDecoder(
+        transformer_dim=16, transformer=transformer, iou_head_depth=3, iou_head_hidden_dim=16
+    )
+    peer = modeling.Sam(encoder, prompts, decoder).eval()
+    peer.load_state_dict(model.prompted.network.state_dict())
+    predictor = SamPredictor(peer)
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
+    predictor.set_image(pixels)
+    session = model.session(Picture(pixels))
+    boxed, _, _ = predictor.predict(box=np.array([10, 5, 40, 30]), multimask_output=False, return_logits=True)
+    ours = session.segment(Prompts(items=(Box(first=(10, 5, 0), last=(40, 30, 0)),), space="px")).logits
+    assert ours is not None
+    assert np.abs(ours[0] - boxed[0]).max() < 2e-3 * np.abs(boxed).max()  # kept in half precision
+    three, sure, _ = predictor.predict(np.array([[20, 10]]), np.array([1]), return_logits=True)
+    ours = session.segment(Prompts(items=(Point(at=(20, 10, 0)),), space="px")).logits
+    best = three[sure.argmax()]
+    assert ours is not None
+    assert np.abs(ours[0] - best).max() < 2e-3 * np.abs(best).max()
 
 
 def test_one_point_takes_the_best_of_three_masks_and_a_mask_is_a_prompt(model: Prompting) -> None:
