@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,7 +15,13 @@ from medseg.errors import UsageError
 from medseg.fundus import diameter
 from medseg_pipelines import inferers
 from medseg_pipelines.events import Callback, Reporter
-from medseg_pipelines.picture_case import PictureCase, hash_pixels, judge_picture, read_picture_case
+from medseg_pipelines.picture_case import (
+    PictureCase,
+    hash_pixels,
+    judge_picture,
+    picture_facts,
+    read_picture_case,
+)
 from medseg_pipelines.picture_preparation import Prepared, prepare_picture, resized
 from medseg_pipelines.picture_results import PictureResult
 from medseg_pipelines.picture_statistics import Figure, measure_picture
@@ -54,6 +59,7 @@ class PictureSegmentation(Runner[PictureRecipe]):
             Cancelled: The callback said so.
         """
         wanted = RunOptions(**options)
+        wanted.require_for(self.recipe)
         self._check_options(wanted)
         report = Reporter(progress)
         report.start("reading")
@@ -154,15 +160,6 @@ class PictureSegmentation(Runner[PictureRecipe]):
         report: Reporter,
     ) -> dict[str, Any]:
         report.finish()
-        source, spacing = case.picture.source, case.picture.spacing
-        facts = {
-            **asdict(case.record),
-            "kind": "picture",
-            "shape": list(case.picture.pixels.shape),
-            "dtype": str(case.picture.pixels.dtype),
-            "spacing_mm": None if spacing is None else [round(step, 6) for step in spacing],
-            "turned": bool(source and source.turned),
-        }
         output = {"voxels_sha256": hash_pixels(labels), "dtype": str(labels.dtype)}
         seconds = {**report.seconds, "reading": round(case.seconds, 3)}
-        return self._told(facts, output, {"force_scope": options.force_scope}, seconds, warnings)
+        return self._told(picture_facts(case), output, {"force_scope": options.force_scope}, seconds, warnings)
