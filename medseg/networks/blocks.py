@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseg_kernels.dense import dense, uses_onednn
+
 
 def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     """Convolution class for images (2) or volumes (3)."""
@@ -109,12 +111,43 @@ def conv_norm(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     Raises:
         TypeError: One of the layers is something else.
     """
+    if norm.training or (isinstance(norm, nn.BatchNorm2d) and norm.running_mean is None):
+        return norm(convolution(x))
+    weight, bias = folded(convolution, norm)
+    stride, padding, groups = (getattr(convolution, name) for name in ("stride", "padding", "groups"))
+    return F.conv2d(x, weight, bias, stride, padding, groups=groups)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["none", "relu"] = "none") -> Tensor:
+    """A convolution that looks at one pixel at a time; on a CPU one product of all pixels, with channels last.
+
+    Args:
+        x: (B, C, H, W).
+        weight: (D, C, 1, 1).
+        bias: (D,).
+        activation: What ends it.
+
+    Returns:
+        (B, D, H, W), in any order in memory.
+    """
+    if uses_onednn(x, weight, bias):
+        return dense(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias, activation).permute(0, 3, 1, 2)
+    found = F.conv2d(x, weight, bias)
+    return F.relu_(found) if activation == "relu" else found
+
+
+def folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that a convolution and the batch norm of its output are in evaluation.
+
+    Raises:
+        TypeError: One of the layers is something else than `nn.Conv2d` and `nn.BatchNorm2d`.
+        ValueError: The norm keeps no statistics.
+    """
     if not (isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
         raise TypeError(f"layers must be Conv2d and BatchNorm2d, got {type(convolution)} and {type(norm)}")
     mean, var = norm.running_mean, norm.running_var
-    if norm.training or mean is None or var is None:
-        return norm(convolution(x))
+    if mean is None or var is None:
+        raise ValueError("norm must keep running statistics to be folded into a convolution")
     slope = norm.weight * (var + norm.eps).rsqrt()
     offset = -mean if convolution.bias is None else convolution.bias - mean
-    weight, bias = convolution.weight * slope[:, None, None, None], norm.bias + offset * slope
-    return F.conv2d(x, weight, bias, convolution.stride, convolution.padding, groups=convolution.groups)
+    return convolution.weight * slope[:, None, None, None], norm.bias + offset * slope

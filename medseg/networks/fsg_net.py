@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.blocks import conv_norm
+from medseg.networks.blocks import conv_norm, folded, pointwise
+from medseg.networks.strips import in_strips
 from medseg.networks.wau import WAUNet
 from medseg.weights import fill
 from medseg_kernels import guided_filter
@@ -103,7 +104,7 @@ class MConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H, W)."""
         convolution, norm, _ = self.conv
-        return F.relu(conv_norm(x, convolution, norm))
+        return F.relu_(conv_norm(x, convolution, norm))
 
 
 class Fusion(nn.Module):
@@ -123,10 +124,14 @@ class Fusion(nn.Module):
     def forward(self, skip: Tensor, guide: Tensor) -> Tensor:
         """(B, C_s, H, W) and (B, C_g, h, w) to (B, C_out, H, W)."""
         convolution, norm, _ = self.conv
-        weight, bias = convolution.get_parameter("weight"), convolution.get_parameter("bias")
+        plain = convolution.get_parameter("weight"), convolution.get_parameter("bias")
+        weight, bias = plain if norm.training else folded(convolution, norm)
         for_skip, for_guide = weight.split((skip.shape[1], guide.shape[1]), dim=1)
-        coarse = resize(F.conv2d(guide, for_guide), skip.shape[2:])
-        return F.relu(norm(F.conv2d(skip, for_skip, bias) + coarse))
+        coarse = resize(pointwise(guide, for_guide, None), skip.shape[2:])
+        widest, channels = max(weight.shape[:2]), weight.shape[0]
+        fine = in_strips(lambda x: pointwise(x, for_skip, bias), skip, reach=0, widest=widest, channels=channels)
+        joined = fine.add_(coarse)
+        return F.relu_(norm(joined) if norm.training else joined)
 
 
 class ConvNext(nn.Module):
@@ -149,9 +154,15 @@ class ConvNext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, C, H, W)."""
-        wide = F.relu(self.conv1(conv_norm(x, self.dwconv, self.norm)))
+        if self.training:
+            return self._whole(x)
+        channels = x.shape[1]
+        return in_strips(self._whole, x, reach=self.dwconv.kernel_size[0] // 2, widest=4 * channels, channels=channels)
+
+    def _whole(self, x: Tensor) -> Tensor:
+        wide = pointwise(conv_norm(x, self.dwconv, self.norm), self.conv1.weight, self.conv1.bias, "relu")
         bias = self.conv2.get_parameter("bias") * self.gamma
-        return x + self.drop(F.conv2d(wide, self.conv2.weight * self.gamma[:, None, None, None], bias))
+        return x + self.drop(pointwise(wide, self.conv2.weight * self.gamma[:, None, None, None], bias))
 
 
 class ResidualConv(nn.Module):
@@ -164,6 +175,7 @@ class ResidualConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.conv_block = nn.Sequential(
             nn.BatchNorm2d(in_channels),
             nn.ReLU(),
@@ -178,9 +190,14 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) to (B, C_out, H, W)."""
+        if self.training:
+            return self._whole(x)
+        return in_strips(self._whole, x, reach=2, widest=x.shape[1], channels=self.out_channels)
+
+    def _whole(self, x: Tensor) -> Tensor:
         norm, _, first, inner_norm, _, second = self.conv_block
         straight, straight_norm = self.conv_skip
-        inner = F.relu(conv_norm(F.relu(norm(x)), first, inner_norm))
+        inner = F.relu_(conv_norm(F.relu_(norm(x)), first, inner_norm))
         return second(inner) + conv_norm(x, straight, straight_norm)
 
 
@@ -212,7 +229,7 @@ class CrossGate(nn.Module):
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         """(B, C, H, W) and (B, C, h, w) to weights (B, 1, H, W), 0 to 1."""
         theta, phi = conv_norm(x, *self.theta), resize(conv_norm(g, *self.phi), x.shape[2:])
-        return conv_norm(F.relu(theta + phi), *self.psi).sigmoid()
+        return conv_norm(F.relu_(theta + phi), *self.psi).sigmoid()
 
 
 class UNetFeatures(nn.Module):
@@ -311,17 +328,22 @@ class FSGNet(nn.Module):
 
     def decode(self, features: Sequence[Tensor]) -> list[Tensor]:
         """What `encode` gives to the decoder features of c, 2 c and 4 c channels, finest first."""
-        *skips, y = features
+        skips = list(features)
+        del features  # a feature that was read makes room
+        y = skips.pop()
         y = guide = self.attn(y) if self.guided else y
         found = []
-        for level, skip in zip((3, 2, 1), reversed(skips), strict=True):
+        for level in (3, 2, 1):
+            skip = skips.pop()
+            size = skip.shape[2:]
             if self.guided:
                 guide = self.get_submodule(f"conv_cat_{level}")(skip, guide)
+                del skip
                 coarse = resize(guide, y.shape[2:])
                 attention = self.get_submodule(f"attention_block{level}")(coarse, y)
                 y = self.filter(coarse, y, guide, attention)
             else:
-                y = resize(y, skip.shape[2:])
+                y = resize(y, size)
             y = self.get_submodule(f"up_residual_conv{level}")(y)
             found.insert(0, y)
         return found

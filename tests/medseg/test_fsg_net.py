@@ -1,6 +1,7 @@
 """FSG-Net: its blocks against plain forms, sizes, names, what learns; and its training's small formulas."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
-from medseg.networks import build_network
+from medseg.networks import build_network, strips
 from medseg.networks.fsg_net import DropBlock, FSGNet, Fusion, load_published, resize
 from medseg.networks.fsg_net_training import learning_rate_wave, pad_to_centre, supervision_loss, vessel_scores
 
@@ -95,7 +96,7 @@ def test_every_parameter_learns(guided: bool) -> None:
 def test_tracing_gives_the_same_maps() -> None:
     network, image = _small(), _image()
     with torch.inference_mode():
-        traced = torch.jit.trace(network, image)
+        traced: Any = torch.jit.trace(network, image)
         torch.testing.assert_close(traced(2 * image), network(2 * image), rtol=1e-4, atol=1e-4)
 
 
@@ -160,3 +161,20 @@ def test_scores_of_a_case_worked_out_by_hand() -> None:
     assert scores["mcc"] == pytest.approx((1 * 2 - 1 * 1) / 6)
     assert scores["auc"] == pytest.approx(5 / 6)
     assert np.isnan(vessel_scores(probability, np.zeros(5))["auc"])
+
+
+def test_strips_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, image = _small(), _image(2, 60, 70)
+    whole = network(image)  # with gradients nothing is cut
+    cuts: list[tuple[int, ...]] = []
+
+    def noted(shape: tuple[int, ...], like: Tensor) -> Tensor:
+        cuts.append(shape)
+        return like.new_empty(shape)
+
+    monkeypatch.setattr(strips, "_NUMBERS", 5000)
+    monkeypatch.setattr(strips, "empty_large", noted)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), whole, rtol=1e-5, atol=1e-5)
+    assert (2, 4, 60, 70) in cuts
+    assert len(cuts) > 8
