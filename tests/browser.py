@@ -26,7 +26,7 @@ _FLAGS = (
 
 
 @contextmanager
-def browser(*flags: str) -> Iterator[Any]:
+def browser() -> Iterator[Any]:
     """Chromium through Playwright; skips the test where one of them is missing, and fails it under `make test-all`."""
     chromium = shutil.which("chromium")
     try:
@@ -37,9 +37,14 @@ def browser(*flags: str) -> Iterator[Any]:
         message = "Chromium or Playwright is not installed; `make test-all` installs both"
         pytest.fail(message) if os.environ.get("MEDSEG_TEST_ALL") else pytest.skip(message)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=[*_FLAGS, *flags])
+        started = launched(playwright.chromium)
         yield started
         started.close()
+
+
+def launched(kind: Any, *flags: str) -> Any:
+    """Another Chromium of the same Playwright, of which a process can have only one."""
+    return kind.launch(executable_path=shutil.which("chromium"), args=[*_FLAGS, *flags])
 
 
 class serving:  # noqa: N801, a context manager that reads like a verb

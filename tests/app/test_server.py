@@ -73,8 +73,7 @@ def _ended(user: TestClient, job: str) -> dict[str, Any]:
 def test_a_job_from_upload_to_deletion(ann: TestClient) -> None:
     upload = _upload(ann, name="Doe%5EJane.nii.gz")
     job = ann.post("/api/v1/jobs", json={"upload": upload, "model": "mr-denoise"}).json()
-    assert job["state"] == "queued"
-    assert job["place"] == 1
+    assert (job["state"], job["place"]) in (("queued", 1), ("running", None))
     assert _ended(ann, job["id"])["state"] == "done"
     assert ann.get(f"/api/v1/jobs/{job['id']}/result").json()["files"] == ["manifest.json"]
     archive = zipfile.ZipFile(io.BytesIO(ann.get(f"/api/v1/jobs/{job['id']}/archive").content))
