@@ -256,7 +256,8 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C_in, 16 h, 16 w) to (B, C, h, w)."""
         convolutions, *attentions = self.layers
-        x = convolutions(self.patch_embed(image))
+        # Channels last is how tokens lie in memory: from here to the masks nothing is copied into another order.
+        x = convolutions(self.patch_embed(image).contiguous(memory_format=torch.channels_last))
         grid = (x.shape[2], x.shape[3])
         turns, tokens = rotations(grid, x.shape[1], x.device), x.flatten(2).mT
         for stage in attentions:

@@ -98,15 +98,19 @@ def judge_picture(picture: Picture, scope: PictureScope) -> tuple[Finding, ...]:
 
 
 def choose_picture_model(picture: Picture) -> Choice:
-    """The one shipped model that segments pictures like this; one made for them goes before one that takes any.
+    """The one shipped model that segments pictures like this; models whose pictures cannot be recognised must be named.
 
     Raises:
         InputRefused: None is, or several are.
     """
     recipes = [recipe for recipe in map(load_recipe, recipe_names()) if isinstance(recipe, PictureRecipe)]
     verdicts = {recipe.name: judge_picture(picture, recipe.scope) for recipe in recipes}
+    for recipe in recipes:
+        if recipe.scope.kind == "any":
+            verdicts[recipe.name] += (
+                Finding("doubtful", f"no picture shows by itself whether it is of {recipe.scope.anatomy}"),
+            )
     fitting = [recipe for recipe in recipes if not verdicts[recipe.name]]
-    fitting = [recipe for recipe in fitting if recipe.scope.kind != "any"] or fitting
     if len(fitting) == 1:
         scope = fitting[0].scope
         reason = f"it looks like a {'/'.join(scope.modalities)}, {picture.size[1]} x {picture.size[0]} pixels"
