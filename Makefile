@@ -26,7 +26,8 @@ test-all: $(VENV)/.dev
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	  orthanc orthanc-dicomweb chromium npm; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
-	mkdir -p build && cd build && npm pack --silent axe-core@4 && tar xzf axe-core-4*.tgz --strip-components=1 package/axe.min.js
+	[ -f build/axe.min.js ] || { mkdir -p build && cd build && rm -f axe-core-*.tgz && npm pack --silent axe-core@4 && \
+	  tar xzf axe-core-*.tgz --strip-components=1 package/axe.min.js; }
 	MEDSEG_TEST_ALL=1 $(MAKE) test check
 
 check: $(VENV)/.dev
