@@ -12,13 +12,20 @@ import yaml
 
 from medseg import io
 from medseg_pipelines.bundle import check, export
-from medseg_pipelines.bundle.archive import METADATA
 from medseg_pipelines.bundle.kinds import Kind, kind_of
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_folder
 from tiny_model import head
 
-TRAINING = {"segmentation": {"crop": "[16,16,16]"}, "restoration": {"crop": 32, "batch_size": 1}}
-_WINDOWS = {"segmentation": {"inference": {"window": [64, 64, 64]}}}
+_TRAINING = {
+    "segmentation": {"crop": "[16,16,16]"},
+    "restoration": {"crop": 32, "batch_size": 1},
+    "picture-segmentation": {"crop": 64, "batch_size": 1},
+}
+_SMALLER = {
+    "segmentation": {"inference": {"window": [64, 64, 64]}},
+    "picture-segmentation": {"preparation": {"diameter": 150}, "inference": {"window": 96}},
+    "super-resolution": {"upscaling": {"window": [16, 16, 16]}},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +53,10 @@ class Case:
 
 
 def small_copy(name: str, folder: Path) -> Path:
-    """A shipped model with its own weights and windows small enough for tests."""
+    """A shipped model with its own weights, and windows small enough for tests."""
     home = recipe_folder(name)
     content = yaml.safe_load((home / RECIPE_FILE).read_text(encoding="utf-8"))
-    for section, changes in _WINDOWS.get(content["task"], {}).items():
+    for section, changes in _SMALLER.get(content["task"], {}).items():
         content[section].update(changes)
     folder.mkdir()
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -73,31 +80,20 @@ def _trial(model: Path, work: Path, *, every: bool) -> check.Trial:
         folder.mkdir(parents=True)
     kind.write_specimen(work / "images" / kind.SPECIMEN)
     export.build(model, bundle)
-    return check.Trial(folder=bundle, work=work, kind=kind, more=_more(bundle, work, kind) if every else {})
+    return check.Trial(folder=bundle, work=work, kind=kind, further=_further(bundle, work, kind) if every else {})
 
 
-def _more(bundle: Path, work: Path, kind: Kind[Any]) -> dict[str, list[str]]:
+def _further(bundle: Path, work: Path, kind: Kind[Any]) -> dict[str, list[str]]:
     """Export of the checkpoint, a run of the stock configuration, and a short training."""
-    config, checkpoint = bundle / "configs" / "inference.json", bundle / "models" / "model.pt"
-    root = ["--bundle_root", str(bundle)]
-    commands = {
-        "ckpt_export": [
-            *["ckpt_export", "network_def", "--filepath", str(work / "again.ts"), "--config_file", str(config)],
-            *["--meta_file", str(bundle / METADATA), "--ckpt_file", str(checkpoint), "--use_trace", "True", *root],
-        ],
-        "run_stock": _run(bundle, "inference_stock.json", work / "images", work / "stock"),
-    }
+    commands = check.further_commands(bundle, work)
     if (bundle / "configs" / "train.json").is_file():
         _write_pair(work / "data", kind)
-        options = {"max_epochs": 2, **TRAINING[kind.recipe.task]}
+        options = {"max_epochs": 2, "device": "cpu", **_TRAINING[kind.recipe.task]}
         given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        commands["train"] = [*_run(bundle, "train.json", work / "data", work / "tuned"), *given]
+        places = ["--dataset_dir", str(work / "data"), "--output_dir", str(work / "tuned")]
+        config = ["--config_file", str(bundle / "configs" / "train.json"), "--bundle_root", str(bundle)]
+        commands["train"] = ["run", *config, *places, *given]
     return commands
-
-
-def _run(bundle: Path, config: str, data: Path, out: Path) -> list[str]:
-    places = ["--dataset_dir", str(data), "--output_dir", str(out), "--device", "cpu"]
-    return ["run", "--config_file", str(bundle / "configs" / config), "--bundle_root", str(bundle), *places]
 
 
 def _write_pair(data: Path, kind: Kind[Any]) -> None:
@@ -111,5 +107,5 @@ def _write_pair(data: Path, kind: Kind[Any]) -> None:
         io.write(head(), images / "a.nii.gz")
         io.write(head().with_voxels((head().voxels > 300).astype(np.uint8), kind="labels"), targets / "a.nii.gz")
     else:
-        kind.write_specimen(images / "a.nii.gz")
-        kind.write_specimen(targets / "a.nii.gz")
+        kind.write_specimen(images / kind.SPECIMEN)
+        kind.write_specimen(targets / kind.SPECIMEN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 
 from medseg.fundus import diameter, field_of_view, flatten_light
 from medseg.picture import Picture
-from medseg_pipelines.sections import PicturePreparation
+
+if TYPE_CHECKING:  # bundles have no recipes
+    from medseg_pipelines.sections import PicturePreparation
 
 
 @dataclass(frozen=True)

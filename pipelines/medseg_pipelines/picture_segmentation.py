@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medseg.components import without_specks
 from medseg.errors import UsageError
-from medseg.fundus import diameter
 from medseg_pipelines import inferers
 from medseg_pipelines.events import Callback, Reporter
 from medseg_pipelines.picture_case import (
@@ -25,7 +23,7 @@ from medseg_pipelines.picture_case import (
 from medseg_pipelines.picture_preparation import Prepared, prepare_picture, resized
 from medseg_pipelines.picture_results import PictureResult
 from medseg_pipelines.picture_statistics import Figure, measure_picture
-from medseg_pipelines.picture_tiles import probabilities, tile_plan
+from medseg_pipelines.picture_tiles import labelled, probabilities, tile_plan
 from medseg_pipelines.pipeline import Runner, RunOptions, RunPlan, require_memory
 from medseg_pipelines.recipe import PictureRecipe
 from medseg_pipelines.scope import require_in_scope
@@ -105,7 +103,7 @@ class PictureSegmentation(Runner[PictureRecipe]):
         )
         report.start("measuring")
         found = resized(found, case.picture.size) * prepared.field
-        labels = self._labelled(found, prepared.field)
+        labels = labelled(found, prepared.field, [label.id for label in self.recipe.labels], self.recipe.inference)
         figures = measure_picture(labels, prepared.field, case.picture.spacing, self.recipe)
         warnings += self._doubts(figures)
         return PictureResult(
@@ -117,16 +115,6 @@ class PictureSegmentation(Runner[PictureRecipe]):
             manifest=self._manifest(case, labels, options, warnings, report),
             recipe=self.recipe,
         )
-
-    def _labelled(self, found: NDArray[np.float32], field: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """(K, H, W) probabilities to label ids (H, W): the likeliest label where it is likely enough."""
-        ids = np.array([label.id for label in self.recipe.labels], np.uint8)
-        best = found.argmax(0)
-        labels = np.where(found.max(0) > self.recipe.inference.threshold, ids[best], 0).astype(np.uint8)
-        across, options = diameter(field), self.recipe.inference
-        if options.smallest or options.rim:
-            labels = without_specks(labels, field, least=options.smallest * across**2, rim=options.rim * across)
-        return labels
 
     def _doubts(self, figures: tuple[Figure, ...]) -> list[str]:
         """A warning where the labelled share of the field is not plausible."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.components import without_specks
+from medseg.fundus import diameter
 from medseg_pipelines import inferers
-from medseg_pipelines.sections import PictureInference
+
+if TYPE_CHECKING:  # bundles have no recipes
+    from medseg_pipelines.sections import PictureInference
 
 Predict = Callable[[Tensor], Tensor]
 _MIRRORED: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3))
@@ -27,6 +32,28 @@ def tile_plan(size: tuple[int, int], options: PictureInference, *, outputs: int)
         outputs=outputs,
         bytes_per_voxel=options.bytes_per_pixel,
     )
+
+
+def labelled(
+    found: NDArray[np.float32], field: NDArray[np.bool_], labels: Sequence[int], options: PictureInference
+) -> NDArray[np.uint8]:
+    """The likeliest label where it is likely enough.
+
+    Args:
+        found: Probabilities, (K, H, W).
+        field: Where the picture shows something, (H, W).
+        labels: K ids.
+        options: Of the recipe.
+
+    Returns:
+        Label ids, (H, W).
+    """
+    ids, best = np.array(labels, np.uint8), found.argmax(0)
+    drawn = np.where(found.max(0) > options.threshold, ids[best], 0).astype(np.uint8)
+    if not (options.smallest or options.rim):
+        return drawn
+    across = diameter(field)
+    return without_specks(drawn, field, least=options.smallest * across**2, rim=options.rim * across)
 
 
 def probabilities(

@@ -6,20 +6,18 @@ from time import monotonic
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from medseg.acquisition import along_axes, lanczos_axis
 from medseg.errors import UsageError
 from medseg.volume import Volume
 from medseg_pipelines import inferers
-from medseg_pipelines.blending import blended
 from medseg_pipelines.case import Case
 from medseg_pipelines.events import Reporter
 from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_memory
 from medseg_pipelines.recipe import SuperResolutionRecipe
 from medseg_pipelines.results import Result
 from medseg_pipelines.slices import Scaling
-from medseg_pipelines.superresolution_grid import FinerGrid, slice_distance
+from medseg_pipelines.superresolution_grid import CHANNELS, FinerGrid
+from medseg_pipelines.superresolution_steps import finer_plan, refined
 from medseg_pipelines.superresolved import Consistency, FinerResult
 
 _COPIES = 5  # float32 volumes of the finer grid that are held at once, at most
@@ -31,8 +29,8 @@ class SuperResolution(Pipeline[SuperResolutionRecipe]):
     def plan(self, case: Case) -> RunPlan:
         """What the case will take; one window is run to know the time."""
         finer = FinerGrid.of(case.volume.grid, self.recipe.upscaling)
-        layout = self._layout(finer)
-        window = torch.rand((1, self._channels, *layout.window), device=self.device)
+        layout = finer_plan(finer, self.recipe.upscaling)
+        window = torch.rand((1, CHANNELS[self.recipe.upscaling.axes][0], *layout.window), device=self.device)
         started = monotonic()
         with torch.inference_mode():
             self._predict(window)
@@ -51,13 +49,23 @@ class SuperResolution(Pipeline[SuperResolutionRecipe]):
     def _run(self, case: Case, options: RunOptions, warnings: list[str], report: Reporter) -> Result:
         volume = case.volume
         finer = FinerGrid.of(volume.grid, self.recipe.upscaling)
-        layout = self._layout(finer)
+        layout = finer_plan(finer, self.recipe.upscaling)
         require_memory(self._peak_bytes(finer, layout) + volume.voxels.nbytes, options.memory_limit)
         report.start("preparing")
         scaling = Scaling.of_percentile(volume.voxels, self.recipe.upscaling.percentile)
         acquired = torch.from_numpy(scaling.apply(volume.voxels))
         report.start("restoring")
-        fine = torch.from_numpy(self._refined(acquired, finer, layout, report))
+        fine = torch.from_numpy(
+            refined(
+                self._predict,
+                acquired,
+                finer,
+                layout,
+                axes=self.recipe.upscaling.axes,
+                device=self.device,
+                progress=report.advance,
+            )
+        )
         report.start("measuring")
         if float(volume.voxels.min()) >= 0:
             fine.clamp_(min=0)  # a magnitude stays one
@@ -74,47 +82,6 @@ class SuperResolution(Pipeline[SuperResolutionRecipe]):
         told = {"force_scope": options.force_scope, "enforce_consistency": options.enforce_consistency}
         manifest = self._manifest(case, restored, warnings, report, told)
         return FinerResult.judged(finer, restored, volume, difference, judged, manifest=manifest, recipe=self.recipe)
-
-    @property
-    def _channels(self) -> int:
-        return 2 if self.recipe.upscaling.axes == "slices" else 1
-
-    def _refined(self, acquired: Tensor, finer: FinerGrid, layout: inferers.Plan, report: Reporter) -> np.ndarray:
-        """(X, Y, Z) on the finer grid, in units of the network."""
-        if self.recipe.upscaling.axes == "all":
-            return blended(
-                self._predict,
-                lambda place: acquired[place][None],
-                layout,
-                acquired.shape,
-                scale=2,
-                device=self.device,
-                progress=report.advance,
-            )
-        axis = finer.axis
-        operators = [
-            None if f == 1 else lanczos_axis(n, f).float() for n, f in zip(acquired.shape, finer.factors, strict=True)
-        ]
-        stack = along_axes(acquired, operators).movedim(axis, 2)
-        distance = slice_distance(stack.shape[2], finer.factors[axis])
-
-        def see(place: tuple[slice, ...]) -> Tensor:
-            block = stack[place]
-            return torch.stack((block, distance[place[2]].expand(block.shape)))
-
-        fine = blended(self._predict, see, layout, stack.shape, device=self.device, progress=report.advance)
-        return np.ascontiguousarray(np.moveaxis(fine, 2, axis))
-
-    def _layout(self, finer: FinerGrid) -> inferers.Plan:
-        """The windows, on the acquired grid or, of slices, on the finer one with the slice axis last."""
-        upscaling = self.recipe.upscaling
-        shape = list(finer.before.shape)
-        if upscaling.axes == "slices":
-            shape = list(finer.after.shape)
-            shape.append(shape.pop(finer.axis))
-        return inferers.plan(
-            shape, upscaling.window, upscaling.overlap, outputs=1, bytes_per_voxel=upscaling.bytes_per_voxel
-        )
 
     def _peak_bytes(self, finer: FinerGrid, layout: inferers.Plan) -> int:
         """Copies of the result, the planes that are still open, and one window."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from medseg.acquisition import Acquisition, kspace_axis, profile_axis
 from medseg.errors import InputRefused
 from medseg.volume import Grid
-from medseg_pipelines.recipe import Upscaling
+
+if TYPE_CHECKING:  # bundles have no recipes
+    from medseg_pipelines.recipe import Upscaling
 
 CHANNELS = {"all": (1, 1), "slices": (2, 0)}  # channels and doublings of the network, by the kind of super-resolution
 _REACH = 8.0  # finer voxels that the distance to the next slice is told in

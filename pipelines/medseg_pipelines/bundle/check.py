@@ -51,9 +51,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Report:
-    """All ten points, in their order."""
+    """All ten points, in their order, and what became of further commands."""
 
     points: tuple[Point, ...]
+    further: dict[str, str | None] = field(default_factory=dict)  # None or the error
 
     @property
     def passed(self) -> bool:
@@ -76,8 +77,10 @@ def check_bundle(path: Path, *, model: str | Path | None = None) -> Report:
         return check_folder(folder, model=model)
 
 
-def check_folder(folder: Path, *, model: str | Path | None = None) -> Report:
-    """The same for an unpacked bundle."""
+def check_folder(
+    folder: Path, *, model: str | Path | None = None, further: dict[str, list[str]] | None = None
+) -> Report:
+    """The same for an unpacked bundle, and further commands of `monai.bundle`, by name."""
     require_tools()
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
@@ -90,7 +93,7 @@ def check_folder(folder: Path, *, model: str | Path | None = None) -> Report:
         scan = work / "images" / kind.SPECIMEN
         scan.parent.mkdir()
         kind.write_specimen(scan)
-        (found,) = probe([Trial(folder=folder, work=work, kind=kind)])
+        (found,) = probe([Trial(folder=folder, work=work, kind=kind, further=further or {})])
         points = (
             Point("files", _documents(folder)),
             Point("checksums", _checksums(folder, told)),
@@ -103,7 +106,7 @@ def check_folder(folder: Path, *, model: str | Path | None = None) -> Report:
             Point("same voxels as medseg infer", found["run"] or kind.fault(model, scan, work / "results")),
             Point("model.ts", found["script"] or script_fault(kind, model, work)),
         )
-    return Report(points)
+    return Report(points, {name: found[name] for name in further or {}})
 
 
 def require_tools() -> None:
@@ -125,13 +128,13 @@ class Trial:
         folder: Of the bundle.
         work: Holds `images`; gets `results`, and the output of `model.ts` on `kind.sample(1)` as `script.pt`.
         kind: Of the model.
-        more: Further commands of `monai.bundle`, by name.
+        further: Commands of `monai.bundle` beyond those of the check, by name.
     """
 
     folder: Path
     work: Path
     kind: Kind[Any]
-    more: dict[str, list[str]] = field(default_factory=dict)
+    further: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def request(self) -> dict[str, Any]:
@@ -146,9 +149,31 @@ class Trial:
                 *["--device", "cpu", *root],
             ],
             "run": ["run", "--config_file", config, "--meta_file", meta, "--device", "cpu", *root, *places],
-            **self.more,
+            **self.further,
         }
         return {"bundle": str(self.folder), "work": str(self.work), "commands": commands}
+
+
+def further_commands(folder: Path, out: Path) -> dict[str, list[str]]:
+    """What a user of MONAI may do with a bundle beyond the check.
+
+    Args:
+        folder: Of the bundle.
+        out: Gets `again.ts` from `ckpt_export`, and in `stock` what the stock configuration makes of the folder
+            `images` in the place where it is run.
+    """
+    root, configs = ["--bundle_root", str(folder)], folder / "configs"
+    commands = {
+        "ckpt_export": [
+            *["ckpt_export", "network_def", "--filepath", str(out / "again.ts"), "--use_trace", "True", *root],
+            *["--config_file", str(configs / "inference.json"), "--meta_file", str(folder / METADATA)],
+            *["--ckpt_file", str(folder / "models" / "model.pt")],
+        ]
+    }
+    if (configs / "inference_stock.json").is_file():
+        places = ["--dataset_dir", "images", "--output_dir", str(out / "stock"), "--device", "cpu"]
+        commands["run_stock"] = ["run", "--config_file", str(configs / "inference_stock.json"), *root, *places]
+    return commands
 
 
 def probe(trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -14,7 +14,6 @@ from medseg_pipelines.bundle.vendor import PACKAGE
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 SCHEMA_ADDRESS = "https://project-monai.github.io/schema/meta_schema_20240725.json"
-_PACKAGES = ("nibabel", "scipy", "pytorch-ignite")  # that `run` needs beside MONAI, torch and numpy
 _DATA = {
     "dataset": {
         "_target_": "Dataset",
@@ -41,7 +40,7 @@ def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
         script: Describe `models/model.ts` instead of the network.
     """
     recipe = kind.recipe
-    packages = {name: version(name) for name in _PACKAGES}
+    packages = {name: version(name) for name in kind.PACKAGES}
     remark = "" if recipe.weights.trained else f" {UNTRAINED}"
     return {
         "schema": SCHEMA_ADDRESS,
@@ -59,7 +58,7 @@ def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
         "authors": "medseg",
         "copyright": f"medseg, {recipe.licence}",
         "intended_use": recipe.intended_use,
-        "data_type": "nibabel",
+        "data_type": kind.DATA_TYPE,
         **dict(zip(("image_classes", "label_classes", "pred_classes"), kind.words().classes, strict=True)),
         "references": [],
         "network_data_format": kind.data_format(script=script),
@@ -71,7 +70,7 @@ def inference(kind: Kind[Any], network: nn.Module) -> Part:
     steps = kind.steps(network)
     return {
         **_start(),
-        **_places(kind.POSTFIX),
+        **_places(kind),
         "checkpoint": _CHECKPOINT,
         "network_def": _found(kind.network_def(network)),
         "network": "$@network_def.to(@device)",
@@ -84,13 +83,15 @@ def inference(kind: Kind[Any], network: nn.Module) -> Part:
     }
 
 
-def stock_inference(kind: Kind[Any]) -> Part:
+def stock_inference(kind: Kind[Any]) -> Part | None:
     """A configuration of stock transforms alone around `models/model.ts`, for consumers that carry no `scripts`."""
     steps = kind.stock_steps()
+    if steps is None:
+        return None
     return {
         "imports": ["$import glob", "$import torch"],
         "bundle_root": ".",
-        **_places(kind.POSTFIX),
+        **_places(kind),
         "network_def": "$torch.jit.load(@bundle_root + '/models/model.ts', map_location=@device)",
         "network": "$@network_def.to(@device)",
         "preprocessing": _chain(steps.preprocessing),
@@ -187,12 +188,12 @@ def _chain(parts: list[Part]) -> Part:
     return {"_target_": "Compose", "transforms": [_found(part) for part in parts]}
 
 
-def _places(results: str) -> Part:
+def _places(kind: Kind[Any]) -> Part:
     return {
         "device": _DEVICE,
         "dataset_dir": "$@bundle_root + '/images'",
-        "output_dir": f"$@bundle_root + '/{results}'",
-        "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii*'))",
+        "output_dir": f"$@bundle_root + '/{kind.POSTFIX}'",
+        "datalist": f"$sorted(p for p in glob.glob(@dataset_dir + '/*') if p.lower().endswith({kind.SUFFIXES}))",
     }
 
 

@@ -80,10 +80,12 @@ def build(model: str | Path, folder: Path) -> None:
     copied = copy_code(code, folder, leave_out=kind.left_out())
     write_json(folder / METADATA, configs.metadata(kind))
     write_json(folder / "configs" / "inference.json", configs.inference(kind, network))
-    write_json(folder / _STOCK, configs.stock_inference(kind))
+    stock = configs.stock_inference(kind)
+    if stock:
+        write_json(folder / _STOCK, stock)
     if training:
         write_json(folder / TRAINING, configs.training(kind, network, training))
-    _write_script(kind, network, folder)
+    _write_script(kind, network, stock or {}, folder)
     _write_documents(kind, home, folder)
     _write_manifest(recipe, home, folder, copied)
 
@@ -106,14 +108,14 @@ def _place(target: Path, overwrite: bool) -> Iterator[Path]:
         pack(folder, target)
 
 
-def _write_script(kind: Kind[Any], network: nn.Module, folder: Path) -> None:
+def _write_script(kind: Kind[Any], network: nn.Module, stock: configs.Part, folder: Path) -> None:
     recorded, sample = kind.recorded(network), kind.sample(1)
     with torch.inference_mode():
         if not close(recorded(sample), kind.served(network)(sample)):
             raise MedsegError("export: the recorded network must give what the network gives, it does not; report it")
     extra = {
         "metadata.json": json.dumps(configs.metadata(kind, script=True)),
-        "inference.json": json.dumps(configs.stock_inference(kind)),
+        "inference.json": json.dumps(stock),
     }
     torch.jit.save(recorded, str(folder / "models" / "model.ts"), _extra_files=extra)
 
@@ -145,11 +147,11 @@ def _readme(kind: Kind[Any], card: str) -> str:
     python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE \\
         --dataset_dir IMAGES --output_dir RESULTS
 
-It needs MONAI with nibabel, scipy, pytorch-ignite and fire; medseg itself is not needed. {words.result}.
+It needs MONAI with {", ".join(kind.PACKAGES)} and fire; medseg itself is not needed. {words.result}.
 Images outside the scope of the model are not refused here.
 
-`models/model.ts` with `configs/inference_stock.json` is for consumers that take TorchScript and stock transforms only:
-{words.script}.
+`models/model.ts`{" with `configs/inference_stock.json`" if kind.stock_steps() else ""} is for consumers that take
+TorchScript and stock transforms only: {words.script}.
 
 ## Train further
 

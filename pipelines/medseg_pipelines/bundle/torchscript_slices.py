@@ -34,8 +34,7 @@ class WholeVolume(nn.Module):
         self.context, self.noise_map, self.share = options.context, options.noise_map, options.percentile / 100
         self.low, self.high = options.source if options.source is not None else (0.0, 0.0)
         self.least, self.most = options.limits
-        ramp = 1 - (torch.arange(side) - (side - 1) / 2).abs() / (side / 2)
-        self.register_buffer("weight", (ramp[:, None] * ramp[None, :]).clamp(min=1e-3))
+        self.register_buffer("weight", ramp(side))
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, X, Y, S) to the same, float32."""
@@ -90,18 +89,25 @@ class WholeVolume(nn.Module):
         whole = F.pad(whole, [0, max(0, self.side - height), 0, max(0, self.side - width)], mode="replicate")
         total = torch.zeros_like(whole[0, 0])
         weights = torch.zeros_like(total)
-        for x in self.starts(whole.shape[2]):
-            for y in self.starts(whole.shape[3]):
+        for x in starts(whole.shape[2], self.side):
+            for y in starts(whole.shape[3], self.side):
                 found = self.tile(whole[:, :, x : x + self.side, y : y + self.side])[0, 0]
                 total[x : x + self.side, y : y + self.side] += found * self.weight
                 weights[x : x + self.side, y : y + self.side] += self.weight
         return (total / weights)[:width, :height].clamp(self.least, self.most) - middle
 
-    def starts(self, size: int) -> list[int]:
-        """First pixels of the tiles along an axis, a quarter of a tile repeated at least."""
-        step = self.side * 3 // 4
-        count = (size - self.side + step - 1) // step + 1
-        return [number * (size - self.side) // max(1, count - 1) for number in range(count)]
+
+def ramp(side: int) -> Tensor:
+    """Weights of the pixels of a tile, (side, side), that fall towards its borders."""
+    line = 1 - (torch.arange(side) - (side - 1) / 2).abs() / (side / 2)
+    return (line[:, None] * line[None, :]).clamp(min=1e-3)
+
+
+def starts(size: int, side: int) -> list[int]:
+    """First pixels of the tiles along an axis, a quarter of a tile repeated at least."""
+    step = side * 3 // 4
+    count = (size - side + step - 1) // step + 1
+    return [number * (size - side) // max(1, count - 1) for number in range(count)]
 
 
 def recorded_tile(network: nn.Module, options: PlainSlices, clusters: int, side: int) -> nn.Module:

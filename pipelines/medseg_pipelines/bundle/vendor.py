@@ -93,7 +93,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.module and not node.level and _is_ours(node.module):
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
-                yield inner if _is_module(inner) else node.module
+                yield inner if _is_module(inner) and not _binds(node.module, alias.name) else node.module
 
 
 def _at_runtime(tree: ast.AST) -> Iterator[ast.AST]:
@@ -107,6 +107,12 @@ def _at_runtime(tree: ast.AST) -> Iterator[ast.AST]:
 
 def _is_ours(module: str) -> bool:
     return module.split(".")[0] in OURS
+
+
+def _binds(package: str, name: str) -> bool:
+    """Whether a package's own file gives a name, which then hides a module of that name."""
+    body = ast.parse(_source(package).read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.ImportFrom) and name in {a.asname or a.name for a in node.names} for node in body)
 
 
 def _is_module(name: str) -> bool:

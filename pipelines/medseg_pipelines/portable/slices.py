@@ -11,10 +11,10 @@ from monai.inferers.inferer import Inferer
 from torch import Tensor, nn
 
 from medseg.networks.rat import RAT
+from medseg.partition import Intensity, Partitioner, Superpixels
 from medseg.regions import pad_to_multiple
 from medseg_pipelines.engines import prepare as prepare_network
 from medseg_pipelines.portable.volumes import as_tensor, as_volume
-from medseg_pipelines.regions import partitioner
 from medseg_pipelines.slice_restoration import SliceStack, find_residual
 from medseg_pipelines.slices import PlainSlices
 
@@ -60,7 +60,7 @@ class SliceRestorer(Inferer):
     def __init__(self, *, slices: Mapping[str, Any], partition: Mapping[str, Any]) -> None:
         super().__init__()
         self.slices = PlainSlices(**slices)
-        self.how = partitioner(partition["kind"], partition["options"])
+        self.how = regions_from(partition)
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """(B, 1, X, Y, Z) images with an affine, in their own grey values, to the same, restored, float32.
@@ -85,3 +85,9 @@ class SliceRestorer(Inferer):
             restored.append(as_tensor(volume.with_voxels(stack.restored(residual))).as_tensor())
         found = torch.stack(restored).to(inputs.device)
         return MetaTensor(found, meta=inputs.meta) if isinstance(inputs, MetaTensor) else found
+
+
+def regions_from(partition: Mapping[str, Any]) -> Partitioner:
+    """The partitioner of `kind` "intensity" or "superpixels", with its `options`."""
+    kinds: dict[str, type[Partitioner]] = {"intensity": Intensity, "superpixels": Superpixels}
+    return kinds[partition["kind"]](**partition["options"])

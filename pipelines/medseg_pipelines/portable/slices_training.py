@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from medseg.geometry import to_ras
 from medseg.io import read
 from medseg.losses import focal_region_loss
+from medseg_pipelines.portable.slices import regions_from
 from medseg_pipelines.portable.volumes import plain_tensor, require_one_grid
-from medseg_pipelines.regions import partitioner
 from medseg_pipelines.slice_restoration import SliceStack
 from medseg_pipelines.slices import PlainSlices, network_input, stacked
 
@@ -30,7 +30,7 @@ class LoadSlicesd(MapTransform):
     def __init__(self, *, slices: Mapping[str, Any], partition: Mapping[str, Any]) -> None:
         super().__init__(("image", "label"))
         self.slices = PlainSlices(**slices)
-        self.how = partitioner(partition["kind"], partition["options"])
+        self.how = regions_from(partition)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Paths at `image` and `label` become (X, Y, S) float32 in units of the network; `regions` the same, int32.

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
+from medseg.volume import Volume
 from medseg_pipelines import nets
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.bundle.vendor import target_of
@@ -75,6 +77,9 @@ class Kind(ABC, Generic[AnyRecipe]):
 
     POSTFIX: ClassVar[str]  # of the files that a run writes, and the name of their folder
     SPECIMEN: ClassVar[str] = "specimen.nii.gz"
+    SUFFIXES: ClassVar[tuple[str, ...]] = (".nii", ".nii.gz")  # of the files that a run looks for, small letters
+    PACKAGES: ClassVar[tuple[str, ...]] = ("nibabel", "scipy", "pytorch-ignite")  # beside MONAI, torch and numpy
+    DATA_TYPE: ClassVar[str] = "nibabel"
 
     def __init__(self, recipe: AnyRecipe) -> None:
         self.recipe = recipe
@@ -111,8 +116,8 @@ class Kind(ABC, Generic[AnyRecipe]):
         """Our own steps."""
 
     @abstractmethod
-    def stock_steps(self) -> Steps:
-        """Stock transforms around `models/model.ts`."""
+    def stock_steps(self) -> Steps | None:
+        """Stock transforms around `models/model.ts`; None where they cannot do it."""
 
     @abstractmethod
     def data_format(self, *, script: bool) -> Part:
@@ -170,3 +175,11 @@ def undoing() -> Part:
         "orig_keys": "image",
         "nearest_interp": True,
     }
+
+
+def volume_fault(found: Volume, expected: Volume, tolerance: float) -> str | None:
+    """How two volumes differ, where their voxels do by more than a share of the range of the expected ones."""
+    if not found.grid.equals(expected.grid, tolerance=1e-4):  # mm; the file holds the affine in float32
+        return f"grid {found.shape} at {found.spacing} mm, expected {expected.shape} at {expected.spacing} mm"
+    worst = float(np.abs(found.voxels - expected.voxels).max()) / (float(np.ptp(expected.voxels)) or 1.0)
+    return None if worst <= tolerance else f"voxels differ by up to {worst:.2g} of their range, expected {tolerance:g}"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medseg import io
 from medseg.errors import UsageError
 from medseg.volume import Volume
-from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Training, Words, plain, saving, undoing
+from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Training, Words, plain, saving, undoing, volume_fault
 from medseg_pipelines.bundle.kinds.specimen import made_up
 from medseg_pipelines.bundle.torchscript_slices import WholeVolume, recorded_tile
 from medseg_pipelines.bundle.vendor import target_of
@@ -147,7 +147,7 @@ class RestorationKind(Kind[RestorationRecipe]):
 
     def sample(self, seed: int) -> Tensor:
         """A small volume."""
-        voxels = made_up((40, 36, 3), (1.0, 1.0, 3.0)).voxels.astype(np.float32)
+        voxels = made_up((40, 36, 2), (1.0, 1.0, 3.0)).voxels.astype(np.float32)
         return torch.from_numpy(np.roll(voxels, 5 * seed, axis=0).copy())[None, None]
 
     def write_specimen(self, path: Path) -> None:
@@ -181,11 +181,3 @@ class RestorationKind(Kind[RestorationRecipe]):
 def specimen() -> Volume:
     """An oblique image with thick slices, of a size that the network does not take as it is."""
     return made_up((75, 59, 7), (1.1, 1.2, 4.0))
-
-
-def volume_fault(found: Volume, expected: Volume, tolerance: float) -> str | None:
-    """How two volumes differ, where their voxels do by more than a share of the range of the expected ones."""
-    if not found.grid.equals(expected.grid, tolerance=1e-4):  # mm; the file holds the affine in float32
-        return f"grid {found.shape} at {found.spacing} mm, expected {expected.shape} at {expected.spacing} mm"
-    worst = float(np.abs(found.voxels - expected.voxels).max()) / (float(np.ptp(expected.voxels)) or 1.0)
-    return None if worst <= tolerance else f"voxels differ by up to {worst:.2g} of their range, expected {tolerance:g}"

@@ -1,10 +1,11 @@
-"""A made-up volume that bundles of volumes are tried on."""
+"""Made-up images that bundles are tried on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.volume import Volume
 
@@ -27,3 +28,13 @@ def made_up(shape: Sequence[int], spacing: Sequence[float], *, body: Sequence[fl
     affine[:3, :3] = tilt @ np.diag(np.asarray(spacing) * (-1, 1, 1))
     affine[:3, 3] = (40.0, -35.5, 12.25)
     return Volume(np.clip(voxels, 0, None).round().astype(np.int16), affine)
+
+
+def made_up_fundus(height: int, width: int) -> NDArray[np.uint8]:
+    """An orange disc on black with dark lines, (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    disc = (y - height / 2) ** 2 + (x - width / 2) ** 2 <= (0.48 * min(height, width)) ** 2
+    lines = (abs(y - height / 2 - 6 * np.sin(x / 15)) < 3) | (abs(x - width / 2 - 0.2 * y) < 2)
+    noise = np.random.default_rng(0).normal(0, 3, (height, width))
+    light = np.where(disc, 150 + 0.1 * x + noise - 50 * lines, 6 + 0.5 * noise)
+    return np.clip(np.stack([light, 0.6 * light, 0.3 * light], axis=2), 0, 255).astype(np.uint8)
