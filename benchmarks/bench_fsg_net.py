@@ -4,7 +4,8 @@
 
 The published formulation stands below, written plainly from its description (2501.18921 and its appendix): every layer
 as it is named there, the guided filter in float64 with box sums of cumulative sums, batch norms of their own, and all
-three outputs. Each side runs in a process of its own, so that the peak is its own too; the maps must agree to 1e-4.
+three outputs. Each side runs in a process of its own, so that the peak is its own too; the maps must agree to a
+thousandth of their standard deviation, or nothing is measured.
 """
 
 from __future__ import annotations
@@ -167,8 +168,9 @@ def main() -> None:
             found[side] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         maps = [torch.load(path.with_name(f"{side}.pt"), weights_only=True) for side in ("published", "ours")]
     error = float((maps[0] - maps[1]).abs().max())
-    if not error < 1e-4:
-        sys.exit(f"the two sides differ by {error:.2g}, expected less than 1e-4: nothing was measured")
+    error /= float(maps[0].std())
+    if not error < 1e-3:
+        sys.exit(f"the two sides differ by {error:.2g} standard deviations of the map, expected less than 1e-3")
     _report(found, error, args.size, args.threads)
 
 
@@ -187,7 +189,8 @@ def _lively(network: FSGNet) -> FSGNet:
 
 def _report(found: dict[str, dict[str, float]], error: float, size: int, threads: int) -> None:
     published, ours = found["published"], found["ours"]
-    print(f"FSG-Net 64, {size} x {size}, batch 1, {threads} threads, float32; largest difference {error:.1e}")
+    print(f"FSG-Net 64, {size} x {size}, batch 1, {threads} threads, float32")
+    print(f"largest difference {error:.1e} standard deviations of the map")
     print(f"{'':<12}{'processor s':>12}{'wall s':>10}{'peak MiB':>10}")
     for side, values in found.items():
         print(f"{side:<12}{values['cpu_s']:>12}{values['wall_s']:>10}{values['peak_mib']:>10}")
