@@ -24,6 +24,8 @@ from medseg_kernels import haar3d_project
 SLOPE = 0.01  # of every leaky ReLU in the generator and in the dense blocks of both networks
 ENCODER_SLOPE = 0.2  # of those between the discriminator's encoder stages; its decoder has plain ReLU
 SHARE = 0.2  # of what a residual branch adds
+SLAB = 16  # planes that the layers behind the trunk take at a time where nothing is kept for gradients
+_HALO = 2  # planes that those layers read beyond, whatever the number of doublings: one per convolution before each
 LOBES = 8  # acquired voxels to each side that interpolation reads: what was cut off in k-space asks for a long sinc
 
 
@@ -195,10 +197,10 @@ class Generator(nn.Module):
         steps = []
         for _ in range(num_upsample):
             wide = nn.Conv3d(filters, 8 * filters, kernel_size=3, padding=1)
-            steps += [wide, nn.LeakyReLU(SLOPE), Shuffle()]
+            steps += [wide, nn.LeakyReLU(SLOPE, inplace=True), Shuffle()]
         self.upsampling = nn.Sequential(*steps)
         last = RecordedConv(filters, self.out_channels)
-        self.conv3 = nn.Sequential(RecordedConv(filters, filters), nn.LeakyReLU(SLOPE), last)
+        self.conv3 = nn.Sequential(RecordedConv(filters, filters), nn.LeakyReLU(SLOPE, inplace=True), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """Intensities as the recipe scales them, (B, C, D, H, W), to (B, C_out, scale D, scale H, scale W), alike."""
@@ -213,7 +215,22 @@ class Generator(nn.Module):
         """All but the shortcut: (B, C, D, H, W) to (B, C_out, scale D, scale H, scale W)."""
         shallow = self.conv1(x)
         deep = shallow + self.conv2(self.res_blocks1(shallow))
-        return self.conv3(self.upsampling(deep))
+        return self._finished(deep)
+
+    def _finished(self, deep: Tensor) -> Tensor:
+        """The layers behind the trunk; slab by slab, since they hold most channels at the finest resolution."""
+        depth = deep.shape[2]
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or depth <= SLAB + 2 * _HALO:  # a trace keeps one depth
+            return self.conv3(self.upsampling(deep))
+        height, width = (side * self.scale for side in deep.shape[3:])
+        out = deep.new_empty(len(deep), self.out_channels, depth * self.scale, height, width)
+        for first in range(0, depth, SLAB):
+            last, low = min(depth, first + SLAB), max(0, first - _HALO)
+            part = self.conv3(self.upsampling(deep[:, :, low : last + _HALO]))
+            out[:, :, first * self.scale : last * self.scale] = part[
+                :, :, (first - low) * self.scale : (last - low) * self.scale
+            ]
+        return out
 
 
 def down_block(name: str, in_channels: int, out_channels: int, *, norm: bool = True) -> nn.Sequential:

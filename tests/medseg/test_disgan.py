@@ -26,6 +26,16 @@ def test_generator_gives_the_same_with_and_without_gradients() -> None:
         torch.testing.assert_close(network(x), recorded, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("doublings", [0, 1, 2])
+def test_slabs_behind_the_trunk_leave_no_trace(doublings: int) -> None:
+    torch.manual_seed(0)
+    network = disgan.Generator(filters=3, num_res_blocks=1, num_upsample=doublings)
+    x = torch.randn(1, 1, 2 * disgan.SLAB + 5, 3, 4)
+    with torch.no_grad():
+        slabs = network(x)
+    torch.testing.assert_close(slabs, network(x), rtol=1e-5, atol=1e-6)
+
+
 def test_generator_leaves_its_input_alone() -> None:
     x = torch.randn(1, 1, 4, 4, 4)
     before = x.clone()

@@ -11,6 +11,7 @@ from medseg_pipelines.load import load_model
 from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.boxes import BoxCourse
 from medseg_pipelines.training.course import Course
+from medseg_pipelines.training.curves import CURVES, write_curves
 from medseg_pipelines.training.episodes import SupportCourse
 from medseg_pipelines.training.folder_course import FolderCourse, Score
 from medseg_pipelines.training.folder_pairs import find_pairs
@@ -19,12 +20,13 @@ from medseg_pipelines.training.folder_plan import NETWORKS, plan
 from medseg_pipelines.training.folder_volumes import FolderVolumeCourse
 from medseg_pipelines.training.instances import InstanceCourse
 from medseg_pipelines.training.loop import Diverged, Progress, run_steps
-from medseg_pipelines.training.outcome import write_card, write_model, write_recipe
+from medseg_pipelines.training.outcome import WEIGHTS, write_card, write_model, write_recipe
 from medseg_pipelines.training.patches_course import PictureCourse
 from medseg_pipelines.training.picture_pairs import PicturePairCourse
 from medseg_pipelines.training.restoration import RestorationCourse
 from medseg_pipelines.training.superresolution import SuperResolutionCourse
 from medseg_pipelines.training.synthetic import SyntheticCourse
+from medseg_pipelines.training.together import joined, own_device, rank_and_size
 
 __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
@@ -84,7 +86,7 @@ def train(
     Args:
         model: Name of a model, a folder that holds a recipe, or one of `NETWORKS`.
         data: Folder that the recipe's patterns start from.
-        out: Folder of the run: `state.pt` and `log.jsonl`, and the model that came of it.
+        out: Folder of the run: `state.pt`, `log.jsonl`, `curves.png`, and the model that came of it.
         patients: CSV table that says whose images are whose, for a network; see `find_pairs`.
         resume: Go on from `state.pt` of `out`.
         device: "cpu", "cuda" or "cuda:N".
@@ -106,14 +108,24 @@ def train(
         model = out if resume else _planned(str(model), data, out, patients)
     course = course_of(model)
     files = course.files(data)
-    trainer = course.trainer(device)
-    if resume:
-        trainer.load(state)
-    images = course.images(files)
-    out.mkdir(parents=True, exist_ok=True)
-    run_steps(trainer, images, state, log, workers=workers, seconds=seconds, progress=progress)
+    rank, processes = rank_and_size()
+    if processes > 1 and not course.TOGETHER:
+        raise UsageError(f"training '{course.recipe.training['kind']}' runs in one process; start it without torchrun")
+    with joined(device):
+        trainer = course.trainer(own_device(device))
+        if resume:
+            trainer.load(state)
+        images = course.images(files)
+        out.mkdir(parents=True, exist_ok=True)
+        try:
+            run_steps(trainer, images, state, log, workers=workers, seconds=seconds, progress=progress)
+        finally:  # the curves of a run that diverged tell why
+            if rank == 0 and log.exists():
+                write_curves(log, out / CURVES, f"Training of {course.recipe.name}")
     losses = [json.loads(line)["loss"] for line in log.read_text(encoding="utf-8").splitlines()[-100:]]
     loss = sum(losses) / max(1, len(losses))
+    if rank > 0:
+        return TrainingReport(trainer.step, loss, out / WEIGHTS)
     weights = write_model(course.recipe, trainer, out)
     scores: list[Score] = []
     judged: list[str] = []

@@ -15,6 +15,7 @@ from medseg.networks.disgan import SHARE, Discriminator, Generator
 from medseg.networks.disgan_training import FeatureExtractor, discriminator_loss, generator_loss, noise_level
 from medseg.weights import load_weights
 from medseg_pipelines.training.loop import Diverged, Optimisation, Section, Trainer, learning_rate_at
+from medseg_pipelines.training.together import average_buffers, mean_of_all
 
 _MEMORY = 0.95  # of the running mean of the error
 _SNAPSHOT = 50  # steps between copies of a good state
@@ -120,7 +121,8 @@ class AdversarialTrainer(Trainer):
         noise = self._noise(fine)
         restored = self._restored(sample)
         content = F.l1_loss(restored, fine)
-        self.require_finite(content, content)  # before the discriminator's batch norms remember it
+        shared = mean_of_all(content)
+        self.require_finite(shared, shared)  # before the discriminator's batch norms remember it
         losses = (self._generator_loss(restored, fine, noise), self._judge_loss(restored.detach(), fine, noise))
         norms = []
         for loss, network, optimizer in zip(
@@ -138,9 +140,10 @@ class AdversarialTrainer(Trainer):
         self.judge_optimizer.step()
         self.update()
         self.torn = False
-        self._watch(content.item())
+        average_buffers(self.judge)
+        self._watch(shared.item())
         generator, judge = (loss.item() for loss in losses)
-        self.details = {"error": round(content.item(), 5), "discriminator": round(judge, 5)}
+        self.details = {"error": round(shared.item(), 5), "discriminator": round(judge, 5)}
         return generator
 
     def _noise(self, like: Tensor) -> Tensor:

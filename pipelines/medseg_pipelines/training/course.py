@@ -30,6 +30,7 @@ class Course(ABC, Generic[Options]):
     """
 
     OPTIONS: ClassVar[type[Optimisation]]
+    TOGETHER: ClassVar[bool] = False  # whether processes of one `torchrun` learn from images of their own
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

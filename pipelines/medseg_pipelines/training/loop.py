@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from medseg.errors import MedsegError, UsageError
-from medseg_pipelines.training.together import average_gradients
+from medseg_pipelines.training.together import any_of_all, average_gradients, rank_and_size
 from medseg_pipelines.training.validation import Validation
 
 _KEEP_EVERY = 300  # seconds between checkpoints
@@ -200,6 +201,8 @@ def run_steps(
 ) -> None:
     """Step to the end, until time is up or validation has had enough; image number n belongs to step n.
 
+    Of several processes of one `torchrun` the first writes, and all stop together.
+
     Args:
         trainer: At the step to go on from.
         images: As many as the run has steps.
@@ -210,7 +213,9 @@ def run_steps(
         progress: Called after each step with step, all steps and the loss; may raise to stop.
     """
     started = saved = time.monotonic()
-    with log.open("a", buffering=1, encoding="utf-8") as lines:  # line by line, to be followed and to survive a kill
+    first = rank_and_size()[0] == 0
+    into = log if first else Path(os.devnull)
+    with into.open("a", buffering=1, encoding="utf-8") as lines:  # line by line, to be followed and to survive a kill
         try:
             for sample in _loader(images, trainer, workers):
                 loss = trainer.learn(sample)
@@ -226,13 +231,14 @@ def run_steps(
                 trainer.details.pop("validation", None)
                 if progress:
                     progress(trainer.step, trainer.total, loss)
-                if now - saved > _KEEP_EVERY:
+                if first and now - saved > _KEEP_EVERY:
                     trainer.save(state)
                     saved = now
-                if enough or (seconds is not None and now - started > seconds):
+                late = seconds is not None and now - started > seconds
+                if any_of_all(enough or late, trainer.device):
                     break
         finally:  # a cancelled or diverged run keeps its last good step too
-            if not trainer.torn:
+            if first and not trainer.torn:
                 trainer.save(state)
 
 

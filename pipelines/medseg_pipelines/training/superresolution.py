@@ -26,6 +26,7 @@ from medseg_pipelines.training.adversarial import Adversarial, AdversarialTraine
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Optimisation, Section
 from medseg_pipelines.training.synthetic import SyntheticOptions, load_subjects
+from medseg_pipelines.training.together import rank_and_size
 
 _TRIES = 4  # draws of a place until it holds more than background
 _SOMETHING = 0.2  # of the scaled range between the darkest and the brightest voxel
@@ -93,7 +94,7 @@ class Pair:
 
 
 class Blocks(Dataset[Pair]):
-    """Batch number n of a training: drawn from the seed and n alone.
+    """Batch number n of a training: drawn from the seed, n, and the number of the process alone.
 
     Args:
         real: Fine volumes, scaled, (X, Y, Z) each.
@@ -111,7 +112,7 @@ class Blocks(Dataset[Pair]):
         return self.options.steps + self.options.adversarial.steps
 
     def __getitem__(self, step: int) -> Pair:
-        draw = _Draw(self.options.seed * 1_000_003 + step)
+        draw = _Draw(self.options.seed * 1_000_003 + step + 100_003 * rank_and_size()[0])  # 32 bits of it count
         factor = draw.one_of(self.options.factors)
         adversarial = step >= self.options.steps
         side = self.options.adversarial.block if adversarial else self.options.block
@@ -205,6 +206,8 @@ class SuperResolutionCourse(Course[SuperResolutionOptions]):
     """Training of a DISGAN generator."""
 
     OPTIONS: ClassVar = SuperResolutionOptions
+    TOGETHER: ClassVar = True
+    _features: Path | None = None  # weights of the extractor, once the data folder is known
 
     def check(self) -> None:
         """The factors and the blocks must fit the kind of super-resolution."""
@@ -215,7 +218,10 @@ class SuperResolutionCourse(Course[SuperResolutionOptions]):
     def files(self, data: Path) -> list[Path]:
         """The fine volumes, then the label maps."""
         paths = [data / source.file for source in self.options.images]
-        missing = [path.name for path in paths if not path.is_file()]
+        weights = self.options.adversarial.feature_weights
+        self._features = data / weights if weights else None
+        needed = [*paths, self._features] if self._features else paths
+        missing = [path.name for path in needed if not path.is_file()]
         if missing:
             raise UsageError(f"data folder '{data}' must hold {', '.join(missing)}, found none; see --data")
         if self.options.synthetic is None:
@@ -237,8 +243,14 @@ class SuperResolutionCourse(Course[SuperResolutionOptions]):
                 f"network.options must be channels {channels} and num_upsample {doublings} to refine "
                 f"{recipe.upscaling.axes}, got {found[0]} and {found[1]}"
             )
+        o = self.options
         return AdversarialTrainer(
-            network, self.options, self.options.adversarial, steps=self.options.steps, device=device
+            network,
+            o,
+            o.adversarial,
+            steps=o.steps,
+            device=device,
+            features=self._features if o.adversarial.steps else None,
         )
 
     def images(self, files: list[Path]) -> Blocks:

@@ -43,6 +43,18 @@ def average_buffers(network: nn.Module) -> None:
     _average([b for b in network.buffers() if b.is_floating_point()])
 
 
+def mean_of_all(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a scalar over all processes, so that all of them decide alike."""
+    shared = value.detach().clone()
+    _average([shared])
+    return shared
+
+
+def any_of_all(happened: bool, device: str) -> bool:
+    """Whether it happened in any of the processes."""
+    return float(mean_of_all(torch.tensor(float(happened), device=device))) > 0
+
+
 def _average(tensors: list[torch.Tensor]) -> None:
     """One message for all of them."""
     if not distributed.is_initialized() or not tensors:
