@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from math import ceil, floor
 from pathlib import Path
 from statistics import median
 
@@ -339,7 +340,7 @@ def draw_growth(rows: list[tuple[int, int, float, float]], path: Path) -> None:
     for row, x in zip(rows, pixels.tolist(), strict=True):
         draw.line((*at(x, low), *at(x, high)), fill=(225, 225, 225))
         draw.text((at(x, low)[0], height - bottom + 10), f"{row[0]}", font=font, fill=(40, 40, 40), anchor="ma")
-    for y in range(round(low), round(high) + 1):
+    for y in range(ceil(low), floor(high) + 1):
         draw.line((*at(first, y), *at(last, y)), fill=(225, 225, 225))
         draw.text((left - 10, at(first, y)[1]), f"{2.0**y:g} s", font=font, fill=(40, 40, 40), anchor="rm")
     start = float(torch.tensor(rows[0][2]).log2())
