@@ -22,7 +22,7 @@ _TRAINING = {
     "picture-segmentation": {"crop": 64, "batch_size": 1},
 }
 _SMALLER = {
-    "segmentation": {"inference": {"window": [64, 64, 64]}},
+    "segmentation": {"inference": {"window": [64, 32, 32]}},
     "picture-segmentation": {"preparation": {"diameter": 150}, "inference": {"window": 96}},
     "super-resolution": {"upscaling": {"window": [16, 16, 16]}},
 }
