@@ -212,10 +212,10 @@ def bench_costs(network: HERSeg, side: int) -> bool:
         found[name] = ours, published
         print(f"| {name} | {ours / 1e9:.3f} G | {published / 1e9:.3f} G | {ours / published:.3f} |")
     profiled = as_profiled(found["whole"][1], side)
+    extra, left = 3 * transposed(side) / 1e9, products(side) / 1e9
     print(
-        f"\nThe paper prints {PUBLISHED / 1e9:.2f} G at 1024 x 1024: its profiler counts the transposed convolutions four "
-        f"times ({3 * transposed(side) / 1e9:+.2f} G), leaves out the products of attention ({-products(side) / 1e9:.2f} "
-        f"G) and adds norms and up-sampling; without these last, the published formulation has {profiled / 1e9:.2f} G."
+        f"\nThe paper prints {PUBLISHED / 1e9:.2f} G: its profiler counts transposed convolutions four times ({extra:+.2f} "
+        f"G), not the products of attention ({-left:.2f} G), but norms; without these it is {profiled / 1e9:.2f} G."
     )
     ours, published = found["decoder"]
     good = found["whole"][0] <= DESIGN and ours <= DECODER * published
