@@ -19,7 +19,7 @@ from medseg_pipelines.superresolution import SuperResolution
 from medseg_pipelines.superresolution_grid import CHANNELS
 
 _EQUAL = 1e-5  # of the range of the grey values
-_SPECIMENS = {"all": ((26, 22, 20), (1.0, 1.2, 1.1)), "slices": ((26, 22, 7), (1.0, 1.1, 4.0))}  # voxels and mm
+_SPECIMENS = {"all": ((18, 16, 14), (1.0, 1.2, 1.1)), "slices": ((18, 16, 4), (1.0, 1.1, 4.0))}  # voxels and mm
 
 
 class SuperResolutionKind(Kind[SuperResolutionRecipe]):
