@@ -214,7 +214,7 @@ def bench_costs(network: HERSeg, side: int) -> bool:
     profiled = as_profiled(found["whole"][1], side)
     extra, left = 3 * transposed(side) / 1e9, products(side) / 1e9
     print(
-        f"\nThe paper prints {PUBLISHED / 1e9:.2f} G: its profiler counts transposed convolutions four times ({extra:+.2f} "
+        f"\nThe paper prints {PUBLISHED / 1e9:.2f} G: its profiler takes transposed convolutions 4 times ({extra:+.2f} "
         f"G), not the products of attention ({-left:.2f} G), but norms; without these it is {profiled / 1e9:.2f} G."
     )
     ours, published = found["decoder"]
