@@ -220,7 +220,8 @@ class Generator(nn.Module):
     def _finished(self, deep: Tensor) -> Tensor:
         """The layers behind the trunk; slab by slab, since they hold most channels at the finest resolution."""
         depth = deep.shape[2]
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or depth <= SLAB + 2 * _HALO:  # a trace keeps one depth
+        traced = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] torch's stubs
+        if torch.is_grad_enabled() or traced or depth <= SLAB + 2 * _HALO:  # a trace keeps one depth
             return self.conv3(self.upsampling(deep))
         height, width = (side * self.scale for side in deep.shape[3:])
         out = deep.new_empty(len(deep), self.out_channels, depth * self.scale, height, width)
