@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import is_recorded
+from medseg_kernels.dispatch import is_recorded, scripted_as
 
 Activation = Literal["none", "gelu", "relu"]
 # What torch.compile itself emits for linear layers. Not part of PyTorch's documented interface, hence the question.
@@ -30,7 +30,7 @@ def uses_onednn(*tensors: Tensor | None) -> bool:
     return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() for x in given)
 
 
-def dense_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
+def dense_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
     """What the op must equal: PyTorch's linear layer, then its activation; any device, any dtype."""
     out = F.linear(x, weight, bias)
     if activation == "gelu":
@@ -38,6 +38,7 @@ def dense_reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, activ
     return F.relu(out) if activation == "relu" else out
 
 
+@scripted_as(dense_reference)
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation = "none") -> Tensor:
     """Map channels linearly, then bend them.
 

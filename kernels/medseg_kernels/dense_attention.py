@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg_kernels.dense import dense, uses_onednn
-from medseg_kernels.dispatch import autocast_together, is_recorded, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, scripted_as, uses_triton
 from medseg_kernels.layout import layout_dense
 from medseg_kernels.softmax_attention import segment_attention
 
@@ -25,6 +25,7 @@ def dense_attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (weights.to(v.dtype) @ values).transpose(1, 2)
 
 
+@scripted_as(dense_attention_reference)
 def dense_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Let every query attend to all keys of its image.
 

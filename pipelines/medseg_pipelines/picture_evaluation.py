@@ -32,7 +32,8 @@ class PictureEvaluation:
 
 def is_picture_pair(prediction: Path, reference: Path) -> bool:
     """Whether two files or result folders hold pictures."""
-    return all(_file(path).suffix.lower() in ENDINGS for path in (prediction, reference))
+    files = [_file(path) for path in (prediction, reference)]
+    return all(file.suffix.lower() in ENDINGS and file.is_file() for file in files)
 
 
 def evaluate_pictures(prediction: Path, reference: Path) -> PictureEvaluation:

@@ -12,6 +12,7 @@ import torch
 import medseg
 from medseg_pipelines.bundle import check
 from medseg_pipelines.bundle.check import Point, Report
+from medseg_pipelines.bundle.kinds.segmentation import SegmentationKind
 from zoo_bundles import build_zoo_bundle, config, write_config
 
 from .conftest import Call
@@ -66,9 +67,11 @@ def test_check_prints_its_points(call: Call, monkeypatch: pytest.MonkeyPatch, tm
 def test_export_writes_what_check_accepts(
     call: Call, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(check, "_compare", lambda *arguments: None)  # tested with its process in tests/pipelines
+    # Tested with its process in tests/pipelines; nothing is run here, so there is nothing to compare either.
     steps = ("verify_metadata", "verify_net_in_out", "run", "properties", "weights", "script")
-    monkeypatch.setattr(check, "probe", lambda *arguments: {**dict.fromkeys(steps), "strangers": []})
+    monkeypatch.setattr(check, "probe", lambda trials: [{**dict.fromkeys(steps), "strangers": []} for _ in trials])
+    monkeypatch.setattr(check, "script_fault", lambda *arguments: None)
+    monkeypatch.setattr(SegmentationKind, "fault", lambda *arguments: None)
     answer = call("bundle", "export", model, "-o", tmp_path / "tiny.zip")
     assert answer.exit_code == 0, answer.output
     assert call("bundle", "check", tmp_path / "tiny.zip", "-m", model).exit_code == 0

@@ -128,13 +128,25 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _wait_for_torch(process: subprocess.Popen[bytes]) -> None:
+    libraries = Path(f"/proc/{process.pid}/maps")
+    if not libraries.is_file():  # not Linux
+        time.sleep(5.0)
+        return
+    give_up = time.monotonic() + 60
+    while b"libtorch" not in libraries.read_bytes():
+        assert process.poll() is None, "ended early"
+        assert time.monotonic() < give_up, "never came to its work"
+        time.sleep(0.02)
+
+
 def _left(scan: Path) -> set[str]:
     return {path.name for path in scan.parent.iterdir()} - {scan.name}
 
 
 def test_ctrl_c_cancels_and_leaves_nothing(scan: Path, model: Path, environment: dict[str, str]) -> None:
     process = _start(scan, model, environment)
-    time.sleep(1.0)  # Python is up, and the run is on its way
+    _wait_for_torch(process)  # the command is on its way; before, Python itself ends
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
     assert _left(scan) == set()

@@ -77,6 +77,13 @@ class Rope(nn.Module):
         return torch.cat((plain.flatten(), later.flatten()))
 
 
+class Dense(nn.Module):
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen = ops.dense_attention(q, k, v[..., :3])
+        bent = ops.dense(q, k[0, :5, 0], q[0, 0, 0, :5], "gelu")
+        return torch.cat((seen.flatten(), bent.flatten(), ops.dense(q, k[0, :5, 0]).flatten()))
+
+
 class Linear(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         x = q.flatten(2)
@@ -104,7 +111,7 @@ class Haar(nn.Module):
         return torch.cat((ops.haar3d(x).flatten(), ops.ihaar3d(ops.haar3d(x)).flatten(), low.flatten(), high.flatten()))
 
 
-MODELS = [Region, Segment, SegmentWithBias, Window, Relative, Rope, Linear, Deform, Guided, Haar]
+MODELS = [Region, Segment, SegmentWithBias, Window, Relative, Rope, Dense, Linear, Deform, Guided, Haar]
 INPUTS = tuple(random(1, H * W, 2, 8, seed=i) for i in range(3))
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 

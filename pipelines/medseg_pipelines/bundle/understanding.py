@@ -106,7 +106,7 @@ def _network(config: Config, found: Understood) -> None:
 
 def _inferer(config: Config, found: Understood) -> None:
     component = config.component(config.content.get("inferer"))
-    if component is not None and component.target == f"{_OURS}LabelInferer":
+    if component is not None and component.target == f"{_OURS}labels.LabelInferer":
         given = component.arguments
         found.table, found.body = _table(given.get("table")), given.get("body")
         found.inference = {key: given[key] for key in ("window", "overlap", "whole_window") if key in given}
@@ -128,12 +128,12 @@ def _inferer(config: Config, found: Understood) -> None:
 def _prepare(found: Understood, component: Component) -> None:
     """One transform before the network."""
     section = found.preparation
-    if component.target == f"{_OURS}PrepareVolumed":
+    if component.target == f"{_OURS}labels.PrepareVolumed":
         given = {key: value for key, value in component.arguments.items() if key != "keys"}
         section.clear()
         section.update({"foreground_margin": given.pop("margin", None), **given})
         return
-    if component.target == f"{_OURS}LoadVolumed":
+    if component.target == f"{_OURS}volumes.LoadVolumed":
         return
     _require_key(component, "image")
     if component.name in _HARMLESS:
