@@ -127,12 +127,18 @@ def measure(side: str, state_path: Path, size: int, runs: int) -> dict[str, Any]
     image = torch.randn((1, 3, size, size), generator=torch.Generator().manual_seed(1))
     if side == "published":
         published = Published(state)
-        predict = lambda: published(image)[0]  # noqa: E731 - the two sides are called the same way
+
+        def predict() -> Tensor:
+            return published(image)[0]
+
     else:
         network = FSGNet().eval()
         network.load_state_dict(state)
         del state
-        predict = lambda: network(image).sigmoid()  # noqa: E731
+
+        def predict() -> Tensor:
+            return network(image).sigmoid()
+
     times, found = [], torch.empty(0)
     with torch.inference_mode():
         for _ in range(runs + 1):

@@ -47,34 +47,29 @@ def launched(kind: Any, *flags: str) -> Any:
     return kind.launch(executable_path=shutil.which("chromium"), args=[*_FLAGS, *flags])
 
 
-class serving:  # noqa: N801, a context manager that reads like a verb
-    """A server in a thread of this process."""
+@contextmanager
+def serving(home: Path, worker: tuple[str, ...] | None = None) -> Iterator[str]:
+    """A server in a thread of this process; gives its address."""
+    import uvicorn
 
-    def __init__(self, home: Path, worker: tuple[str, ...] | None = None) -> None:
-        import uvicorn
+    from medseg_app.server.guard import LOOPBACK
+    from medseg_app.server.place import Settings
+    from medseg_app.server.site import build_site
 
-        from medseg_app.server.guard import LOOPBACK
-        from medseg_app.server.place import Settings
-        from medseg_app.server.site import build_site
-
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        settings = Settings(home=home, hosts=LOOPBACK, **({"worker": worker} if worker else {}))
-        config = uvicorn.Config(build_site(settings)[0], port=port, log_level="error", ws="none")
-        self.server = uvicorn.Server(config)
-        self.address = f"http://127.0.0.1:{port}/"
-
-    def __enter__(self) -> str:
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        while not self.server.started:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(home=home, hosts=LOOPBACK, **({"worker": worker} if worker else {}))
+    server = uvicorn.Server(uvicorn.Config(build_site(settings)[0], port=port, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while thread.is_alive() and not server.started:
             time.sleep(0.05)
-        return self.address
-
-    def __exit__(self, *error: object) -> None:
-        self.server.should_exit = True
-        self.thread.join()
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Page:

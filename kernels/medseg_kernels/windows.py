@@ -99,11 +99,12 @@ def _cut(x: Tensor, windows: Windows) -> Tensor:
 def join_windows(x: Tensor, windows: Windows, batch: int) -> Tensor:
     """Undo `cut_windows`: (B * windows, h, tokens, c) to (B, *grid, h, c), the empty cells dropped."""
     d = len(windows.side)
-    x = x.unflatten(2, windows.side).unflatten(0, [batch] + windows.number)  # noqa: RUF005 TorchScript
+    x = x.unflatten(2, windows.side).unflatten(0, [batch] + windows.number)  # noqa: RUF005 - TorchScript knows no starred lists
     order = [0]  # of (B, n_1, ..., n_d, h, side_1, ..., side_d, c)
     for axis in range(d):
         order += [1 + axis, d + 2 + axis]
-    x = x.permute(order + [d + 1, 2 * d + 2])  # noqa: RUF005 TorchScript
+    order += [d + 1, 2 * d + 2]
+    x = x.permute(order)
     for axis, size in enumerate(windows.grid):
         x = x.flatten(1 + axis, 2 + axis)
         if x.shape[1 + axis] != size:
@@ -116,7 +117,7 @@ def window_rows(windows: Windows, batch: int, device: torch.device) -> Tensor:
     cells = batch
     for size in windows.grid:
         cells = cells * size  # no `*=`: a tracer's batch is a tensor
-    shape = [batch] + windows.grid + [1, 1]  # noqa: RUF005 TorchScript
+    shape = [batch] + windows.grid + [1, 1]  # noqa: RUF005 - TorchScript knows no starred lists
     return _cut(torch.arange(1, 1 + cells, device=device).view(shape), windows)[:, 0, :, 0] - 1
 
 

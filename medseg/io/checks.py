@@ -33,7 +33,7 @@ def judge(
     affine, findings = repaired_affine(header.affine, header.shape)
     problems += findings
     if affine is not None and len(header.shape) >= 3:
-        problems += _sampling_problems(Grid(header.shape[:3], affine))  # type: ignore[arg-type]
+        problems += _sampling_problems(Grid(header.shape[:3], affine))
     return affine, problems
 
 

@@ -123,7 +123,7 @@ def read_array(stream: BinaryIO, dtype: np.dtype, count: int) -> np.ndarray:
     target = memoryview(values.view(np.uint8).data)
     at = 0
     while at < len(target):
-        got = cast("int", stream.readinto(target[at : at + _CHUNK]))  # type: ignore[attr-defined]
+        got = cast("int", stream.readinto(target[at : at + _CHUNK]))  # pyright: ignore[reportAttributeAccessIssue] all have it
         if not got:
             raise InputRefused(incomplete(len(target), at))
         at += got

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def load_torchvision() -> str:
     except OSError:
         _replace_operators()
         return "replaced"
-    import torchvision  # noqa: F401
-
+    import_module("torchvision")
     return "native"
 
 

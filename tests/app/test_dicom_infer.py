@@ -18,7 +18,7 @@ def scanned(folder: Path, **options: object) -> Path:
     """The head of the tiny model as a DICOM series."""
     volume = head()
     pixels = np.ascontiguousarray(volume.voxels.transpose(2, 1, 0))[:, ::-1, ::-1]
-    case = Case(pixels=np.ascontiguousarray(pixels), spacing=(4.0, 4.0, 4.0), origin=(-98.0, -98.0, -100.0), **options)  # type: ignore[arg-type]
+    case = Case(pixels=np.ascontiguousarray(pixels), spacing=(4.0, 4.0, 4.0), origin=(-98.0, -98.0, -100.0), **options)
     return case.write(folder, shuffled=1)
 
 
@@ -34,7 +34,7 @@ def test_every_object_of_a_segmentation(call: Call, model: Path, tmp_path: Path)
     volume = read(folder)
     assert labels.grid.equals(volume.grid)
     back = hd.seg.segread(result / "dicom" / "segmentation.dcm")
-    series = volume.source.series  # type: ignore[union-attr]
+    series = volume.source.series
     found = back.get_pixels_by_source_instance([p.instance.uid for p in series.slices], combine_segments=True)
     assert np.array_equal(found > 0, series.to_slices(labels.voxels) > 0)
     for path in case["dicom"]:

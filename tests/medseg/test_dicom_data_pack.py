@@ -103,7 +103,7 @@ def _colour(path: Path) -> bool:
 @pytest.mark.parametrize("name", ["dicom/mr-t1gd-16", "dicom/mr-marked-as-ct", "bad/duplicate_slices"])
 def test_real_series_lie_where_highdicom_says(name: str, shared_data: Path) -> None:
     volume = read(shared_data / name)
-    kept = {plane.instance.uid: plane.instance.file.path for plane in volume.source.series.slices}  # type: ignore[union-attr]
+    kept = {plane.instance.uid: plane.instance.file.path for plane in volume.source.series.slices}
     other = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in kept.values()])
     in_ras = np.diag([-1, -1, 1, 1]) @ other.affine @ np.eye(4)[[2, 1, 0, 3]]
     to_index = np.linalg.inv(in_ras) @ volume.affine
@@ -138,7 +138,7 @@ def test_tilted_head_is_straightened(shared_data: Path) -> None:
         read(shared_data / "dicom" / "ct-head-gantry-tilt")
     volume = read(shared_data / "dicom" / "ct-head-gantry-tilt", correct_geometry=True)
     assert volume.spacing == pytest.approx((0.4883, 0.4883, 4.002), abs=1e-3)
-    series = volume.source.series  # type: ignore[union-attr]
+    series = volume.source.series
     back = series.to_slices(volume.voxels)
     assert back.shape == (14, 512, 512)
     plane = series.slices[0].instance.file.path

@@ -42,11 +42,11 @@ def assert_on_grid(volume: Volume, affine: np.ndarray, pixels: np.ndarray) -> No
 def refusal(path: Path, **options: object) -> str:
     """The message, which is one line, holds nothing of the patient, and is what `inspect` says as well."""
     with pytest.raises(InputRefused) as caught:
-        read(path, **options)  # type: ignore[arg-type]
+        read(path, **options)
     text = str(caught.value)
     assert "\n" not in text
     assert not [word for word in PRIVATE if word in text]
-    found = inspect(path, series=options.get("series"))  # type: ignore[arg-type]
+    found = inspect(path, series=options.get("series"))
     if not options.get("correct_geometry") and "cannot be decoded" not in text:
         assert not found.readable
     return text
@@ -167,7 +167,7 @@ def test_missing_slices_are_named_and_filled_on_request(tmp_path: Path) -> None:
     volume = read(folder, correct_geometry=True)
     assert_on_grid(volume.with_voxels(np.rint(volume.voxels).astype(np.int16)), case.affine(), ramp)
     assert any("corrected: 2 slices are missing" in note for note in volume.notes)
-    series = volume.source.series  # type: ignore[union-attr]
+    series = volume.source.series
     assert np.array_equal(series.to_slices(volume.voxels), ramp[[0, 1, 2, 5, 6, 7]])
 
 
@@ -203,7 +203,7 @@ def test_results_on_a_straightened_grid_go_back_to_the_slices(tmp_path: Path) ->
     case = Case(shear=(0.0, 1.3), heights=[0, 2.5, 5, 6.2, 11, 13.5], pixels=noise((6, 12, 10)))
     volume = read(case.write(tmp_path / "a"), correct_geometry=True)
     labels = np.random.default_rng(0).integers(0, 5, volume.shape)
-    slices = volume.source.series.to_slices(labels)  # type: ignore[union-attr]
+    slices = volume.source.series.to_slices(labels)
     assert slices.shape == case.pixels.shape
     to_index = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ volume.affine)
     for z, y, x in np.ndindex(*slices.shape):
@@ -355,7 +355,7 @@ def test_unused_bits_and_compression(tmp_path: Path) -> None:
     case = Case()
     assert_on_grid(read(Case(edit=overlay).write(tmp_path / "a")), case.affine(), case.pixels)
     for number, syntax in enumerate((RLELossless, JPEGLSLossless, JPEG2000Lossless)):
-        packed = Case(pixels=noise((2, 64, 48)), edit=lambda data, _, to=syntax: data.compress(to))  # type: ignore[attr-defined]
+        packed = Case(pixels=noise((2, 64, 48)), edit=lambda data, _, to=syntax: data.compress(to))
         assert_on_grid(read(packed.write(tmp_path / f"b{number}")), packed.affine(), packed.pixels)
 
 

@@ -76,7 +76,7 @@ def test_labels_take_the_nearest_voxel() -> None:
 
 def test_spacing_that_is_already_there_changes_nothing() -> None:
     volume = image()
-    same, step = to_spacing(volume, tuple(s * (1 + 1e-6) for s in volume.spacing))  # type: ignore[arg-type]
+    same, step = to_spacing(volume, tuple(s * (1 + 1e-6) for s in volume.spacing))
     assert same.voxels is volume.voxels
     assert np.array_equal(step.after.affine, volume.affine)
 
@@ -122,7 +122,7 @@ lengths = st.floats(0.4, 6.0)
     target=st.tuples(lengths, lengths, lengths),
     turn=st.tuples(*[st.floats(-3.1, 3.1)] * 3),
 )
-def test_any_chain_lands_exactly_on_the_input_grid(shape, spacing, target, turn) -> None:  # type: ignore[no-untyped-def]
+def test_any_chain_lands_exactly_on_the_input_grid(shape, spacing, target, turn) -> None:
     rotation = np.eye(3)
     for plane, angle in zip(((0, 1), (1, 2), (0, 2)), turn, strict=True):
         about = np.eye(3)

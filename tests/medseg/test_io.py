@@ -49,7 +49,7 @@ def test_labels_take_the_smallest_type(low: int, high: int, dtype: type, tmp_pat
     labels = np.full((3, 3, 3), low, np.int64)
     labels[1, 1, 1] = high
     write(Volume(labels, AFFINE, "labels"), tmp_path / "labels.nii.gz")
-    stored = nib.load(tmp_path / "labels.nii.gz")  # type: ignore[attr-defined]
+    stored = nib.load(tmp_path / "labels.nii.gz")
     assert stored.get_data_dtype() == dtype
     assert stored.header.get_intent()[0] == "label"
     assert np.array_equal(read(tmp_path / "labels.nii.gz", kind="labels").voxels, labels)
@@ -127,14 +127,14 @@ def test_slightly_skewed_axes_are_repaired_and_said_but_written_as_they_were(tmp
         place = matrix[:3, :3] @ middle + matrix[:3, 3]
         np.testing.assert_allclose(place, AFFINE[:3, :3] @ middle + AFFINE[:3, 3], atol=2e-3)
     write(volume, tmp_path / "result.nii")
-    written = nib.load(tmp_path / "result.nii")  # type: ignore[attr-defined]
+    written = nib.load(tmp_path / "result.nii")
     np.testing.assert_allclose(written.affine, skewed, rtol=0, atol=1e-5)
 
 
 def test_nifti2_stays_nifti2(tmp_path: Path) -> None:
     nib.Nifti2Image(values(), AFFINE).to_filename(tmp_path / "two.nii")
     write(read(tmp_path / "two.nii"), tmp_path / "out.nii.gz")
-    written = nib.load(tmp_path / "out.nii.gz")  # type: ignore[attr-defined]
+    written = nib.load(tmp_path / "out.nii.gz")
     assert isinstance(written, nib.Nifti2Image)
     assert np.array_equal(written.affine, AFFINE)
 
@@ -174,7 +174,7 @@ def test_an_image_object_gives_the_numbers_of_its_file(tmp_path: Path) -> None:
     image = nib.Nifti1Image(values(), AFFINE)
     image.header.set_slope_inter(0.37, -12.5)
     image.to_filename(tmp_path / "scaled.nii")
-    of_file, of_image = read(tmp_path / "scaled.nii"), from_nibabel(nib.load(tmp_path / "scaled.nii"))  # type: ignore[attr-defined]
+    of_file, of_image = read(tmp_path / "scaled.nii"), from_nibabel(nib.load(tmp_path / "scaled.nii"))
     assert of_file.voxels.dtype == of_image.voxels.dtype == np.float32
     assert np.array_equal(of_file.voxels, of_image.voxels)
 

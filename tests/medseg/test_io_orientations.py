@@ -69,7 +69,7 @@ def store(path: Path, affine: np.ndarray, stored: str, codes_and_units: tuple[in
 
 
 def assert_same_place(source: Path, result: Path) -> None:
-    before, after = nib.load(source), nib.load(result)  # type: ignore[attr-defined]
+    before, after = nib.load(source), nib.load(result)
     assert after.shape == before.shape
     np.testing.assert_allclose(after.affine, before.affine, rtol=0, atol=1e-6)
     for field in FORM_FIELDS:
@@ -89,7 +89,7 @@ def test_written_labels_lie_on_the_input(
         store(source, affine, stored, CODES_AND_UNITS[number % len(CODES_AND_UNITS)])
         volume = read(source)
         np.testing.assert_allclose(volume.affine, affine, rtol=0, atol=2e-5)  # the file itself holds float32
-        expected = np.asanyarray(nib.load(source).dataobj)  # type: ignore[attr-defined]
+        expected = np.asanyarray(nib.load(source).dataobj)
         np.testing.assert_allclose(volume.voxels, expected, rtol=2**-24)
 
         turn = Chain((Reorient.to_ras(volume.grid),))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk  # noqa: N813 - the name that its own documentation uses
 from PIL import Image
 
 from medseg.errors import InputRefused, UsageError

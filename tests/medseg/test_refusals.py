@@ -117,7 +117,7 @@ FOUND_IN_VOXELS_ONLY = {"constant", "all zero", "only NaN", "gzip with a wrong c
 
 def assert_refused(path: Path, match: str, **options: int) -> None:
     with pytest.raises(InputRefused, match=match) as caught:
-        read(path, **options)  # type: ignore[arg-type]
+        read(path, **options)
     message = str(caught.value)
     assert caught.value.exit_code == 3
     assert message.startswith(f"{path.name}: ")

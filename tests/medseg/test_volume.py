@@ -85,13 +85,13 @@ def test_version_is_the_one_of_the_package() -> None:
 
 def test_unknown_name_of_the_package() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = medseg.nothing  # type: ignore[attr-defined]
+        _ = medseg.nothing
 
 
 def test_models_are_found_through_their_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     loader = EntryPoint("load_model", "builtins:dict", "medseg.models")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: (loader,))
-    assert medseg.load_model({"a": 1}, device="cpu") == {"a": 1, "device": "cpu"}  # type: ignore[arg-type]
+    assert medseg.load_model({"a": 1}, device="cpu") == {"a": 1, "device": "cpu"}
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: ())
     with pytest.raises(medseg.MedsegError, match="install the package"):
         medseg.load_model("brain-structures")

@@ -40,7 +40,7 @@ AXES["sagittal, turned"] = np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])
 def opened(case: Case, folder: Path, *, multiframe: bool = False) -> tuple[Volume, Sources]:
     path = case.write_multiframe(folder / "a.dcm") if multiframe else case.write(folder / "a", shuffled=2)
     volume = read(path, correct_geometry=True)
-    return volume, Sources.of(volume.source.series)  # type: ignore[union-attr]
+    return volume, Sources.of(volume.source.series)
 
 
 def some_labels(volume: Volume, count: int = 17) -> np.ndarray:
@@ -188,7 +188,7 @@ def test_derived_series_comes_back(span: float, tmp_path: Path) -> None:
         image.save_as(tmp_path / "out" / f"{number}.dcm", enforce_file_format=True)
     back = read(tmp_path / "out")
     assert back.grid.equals(volume.grid, tolerance=1e-5)
-    step = back.source.slope  # type: ignore[union-attr]
+    step = back.source.slope
     np.testing.assert_allclose(back.voxels, values, atol=0.5 * step + 1e-6 * np.abs(values).max())
     image = pydicom.dcmread(tmp_path / "out" / "2.dcm")
     assert_identity(image, sources.first)

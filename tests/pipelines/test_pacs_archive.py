@@ -111,7 +111,7 @@ def test_answers_that_are_none(status: int, body: str, word: str) -> None:
             self.end_headers()
             self.wfile.write(body.encode())
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that the handler passes
             pass
 
     with _serving(Answer) as url, pytest.raises(ArchiveFailed, match=word):
@@ -138,7 +138,7 @@ def test_wildcards_go_out_as_they_are() -> None:
             self.send_response(204)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name that the handler passes
             pass
 
     with _serving(Answer) as url:

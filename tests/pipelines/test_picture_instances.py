@@ -108,7 +108,10 @@ def test_windows_count_every_pixel_once(size: tuple[int, int]) -> None:
 def test_windows_give_what_the_whole_gives() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (101, 99, 3), np.uint8)
     options = PicturePreparation(zoom=1.0, mix=((0.0, 1.0, 0.0),))
-    pointwise = lambda x: torch.cat((4 * x - 2, 1 - x), 1)  # noqa: E731
+
+    def pointwise(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((4 * x - 2, 1 - x), 1)
+
     small, whole = (
         probabilities_by_window(
             pointwise, Picture(pixels), options, PictureInference(window=side, overlap=0.25), outputs=2

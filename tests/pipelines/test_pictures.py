@@ -65,7 +65,10 @@ def test_a_spacing_turns_figures_into_millimetres(vessel_model: Path) -> None:
 def test_tiles_blend_to_what_the_whole_gives() -> None:
     generator = torch.Generator().manual_seed(0)
     planes = torch.randn((1, 150, 170), generator=generator).numpy()
-    pointwise = lambda x: 2 * x - 0.5  # noqa: E731
+
+    def pointwise(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x - 0.5
+
     options = PictureInference(window=64, overlap=0.25)
     found = probabilities(pointwise, planes, tile_plan((150, 170), options, outputs=1), outputs=1)
     np.testing.assert_allclose(found, 1 / (1 + np.exp(0.5 - 2 * planes)), atol=1e-6)
@@ -77,7 +80,10 @@ def test_tiles_blend_to_what_the_whole_gives() -> None:
 def test_flips_make_the_result_mirror_with_the_picture() -> None:
     planes = torch.randn((1, 64, 64), generator=torch.Generator().manual_seed(0)).numpy()
     kernel = torch.randn((1, 1, 3, 3), generator=torch.Generator().manual_seed(1))
-    predict = lambda x: torch.nn.functional.conv2d(x, kernel, padding=1)  # noqa: E731
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(x, kernel, padding=1)
+
     layout = tile_plan((64, 64), PictureInference(window=64, overlap=0.0), outputs=1)
     plain, mirrored = (
         probabilities(predict, np.ascontiguousarray(each), layout, outputs=1, flips=True)

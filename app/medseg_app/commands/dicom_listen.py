@@ -88,5 +88,5 @@ def _log_to_stderr() -> None:
 class _Lines(logging.Formatter):
     """Times in UTC, as ISO 8601."""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - the name that logging calls
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="seconds")

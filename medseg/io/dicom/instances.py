@@ -200,7 +200,7 @@ def _pixel_flaw(file: File, found: dict[str, Any], syntax: str, head: bytes, pix
     needed = pixels * _count(found) * (_whole(found, "BitsAllocated") or 8) // 8
     long = head[4:6] in (b"OW", b"OB", b"OF", b"OD", b"UN")
     order = "big" if syntax == _BIG_ENDIAN else "little"
-    noted = int.from_bytes(head[8:12] if long else head[4:8], order)  # type: ignore[arg-type]
+    noted = int.from_bytes(head[8:12] if long else head[4:8], order)
     if noted >= needed and file.size >= needed:
         return None
     return f"the file is incomplete: {needed} bytes of pixels expected, {min(noted, file.size)} there; export it again"
