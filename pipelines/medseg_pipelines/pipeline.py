@@ -31,6 +31,7 @@ from medseg_pipelines.recipe import (
 )
 from medseg_pipelines.results import Result
 from medseg_pipelines.scope import judge, require_in_scope
+from medseg_pipelines.support_store import SupportSet
 from medseg_pipelines.words import UNTRAINED
 
 VolumeRecipe = TypeVar(
@@ -75,8 +76,9 @@ class RunOptions:
         propagate: Go on to the slices beside those that were prompted.
         consensus: Prompt along all three axes, and keep what two of them say.
         window: Grey values that a model with prompts sees as black and white.
-        support: Name of the support set, for models that segment by example.
+        support: The support set or its name, for models that segment by example.
         support_sha256: What the set must be, where a run is repeated.
+        keep_doubt: Whether a result by example tells voxel by voxel where runs without one of the cases differ.
     """
 
     force_scope: bool = False
@@ -90,8 +92,9 @@ class RunOptions:
     propagate: bool = True
     consensus: bool = False
     window: tuple[float, float] | None = None
-    support: str | None = None
+    support: str | SupportSet | None = None
     support_sha256: str | None = None
+    keep_doubt: bool = False
 
     def require_for(self, recipe: Recipe) -> None:
         """Refuse prompts, support sets and partitions where the model knows nothing of them.

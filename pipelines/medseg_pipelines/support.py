@@ -85,6 +85,7 @@ def create_support_set(
     modality: str | None = None,
     plane: Plane | None = None,
     overwrite: bool = False,
+    folder: Path | None = None,
 ) -> SupportSet:
     """Make a support set of images and their outlines, and keep it.
 
@@ -96,13 +97,14 @@ def create_support_set(
         modality: As DICOM names it, where the files do not tell.
         plane: Of the slices; by default across the coarsest axis of the first volume, axial where none is.
         overwrite: Replace a set of that name.
+        folder: Where it lies instead of among the sets of this machine.
 
     Raises:
         UsageError: The name is none or is taken, counts do not fit, or two structures share a name.
         InputRefused: A file cannot be used, a label map lies elsewhere than its image, a structure is missing in a
             case, or the cases are of several kinds.
     """
-    require_name(name, overwrite=overwrite)
+    require_name(name, overwrite=overwrite, shared=folder is None)
     require_count(len(images))
     if len(images) != len(labels):
         raise UsageError(f"every image needs one label: got {len(images)} images and {len(labels)} labels")
@@ -117,7 +119,9 @@ def create_support_set(
     most = max(2, _MOST_SLICES // (len(pairs) * len(chosen)))
     cases = [_case(pair, tuple(chosen), known, plane, most) for pair in pairs]
     meant = [Label(id=i, name=chosen[i], color=_COLOURS[n % len(_COLOURS)]) for n, i in enumerate(chosen)]
-    return save_support_set(name, cases, meant, kind=kind, modality=known, plane=plane, overwrite=overwrite)
+    return save_support_set(
+        name, cases, meant, kind=kind, modality=known, plane=plane, overwrite=overwrite, folder=folder
+    )
 
 
 def prepared_volume(volume: Volume, modality: str | None) -> tuple[Volume, Chain]:

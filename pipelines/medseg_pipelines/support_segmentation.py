@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
+from medseg.geometry import Chain
 from medseg.networks.sam2_sgp import Sam2Sgp
 from medseg.picture import Picture
 from medseg.volume import Volume
@@ -68,9 +69,11 @@ class SupportResult(LabelResult):
 
     Attributes:
         agreement: Of the runs, per label.
+        doubt: On the grid of the image, uint8: 0 where all runs agree, 100 where they are halved; None if not wanted.
     """
 
     agreement: tuple[Agreement, ...]
+    doubt: Volume | None = None
 
     def _write(self, folder: Path) -> None:
         super()._write(folder)
@@ -161,11 +164,13 @@ class SupportSegmentation(Pipeline[SupportRecipe]):
         walk = self._walk(support, resamples=self.recipe.inference.resamples)
         report.start("segmenting")
         found = np.zeros(stack.shape, np.uint8)
+        doubt = np.zeros(stack.shape, np.uint8) if options.keep_doubt else None
         for number, plane in enumerate(stack):
             found[number] = self._labelled(walk.step(planes_of(plane[..., None], frame)), frame, support)[0]
+            if doubt is not None:
+                doubt[number] = (100 * frame.leave(walk.doubt).clip(0, 1)).round()
             report.advance(number + 1, len(stack))
-        drawn = prepared.with_voxels(np.ascontiguousarray(np.moveaxis(found, 0, axis)), kind="labels")
-        labels = chain.undo(drawn)
+        labels = _restacked(found, axis, prepared, chain)
         report.start("measuring")
         structures = measure(labels.voxels, labels.affine, support.card.labels)
         agreed = self._agreed(support, walk)
@@ -177,6 +182,7 @@ class SupportSegmentation(Pipeline[SupportRecipe]):
             labels=support.card.labels,
             statistics=structures,
             agreement=agreed,
+            doubt=None if doubt is None else _restacked(doubt, axis, prepared, chain),
             manifest={**manifest, "support": _origin(support, agreed)},
             recipe=self.recipe.model_copy(update={"labels": support.card.labels}),
         )
@@ -212,7 +218,8 @@ class SupportSegmentation(Pipeline[SupportRecipe]):
 
     def _support(self, options: RunOptions, image: Volume | Picture) -> SupportSet:
         """The set that was asked for, if it is for images of this kind."""
-        support = load_support_set(str(options.support))
+        given = options.support
+        support = given if isinstance(given, SupportSet) else load_support_set(str(given))
         if options.support_sha256 not in (None, support.card.sha256):
             raise ModelMissing(
                 f"support set '{support.card.name}' is not what it was in that run; bring the old one back"
@@ -297,6 +304,12 @@ def _origin(support: SupportSet, agreed: Sequence[Agreement]) -> dict[str, Any]:
 def _write_agreement(folder: Path, agreed: Sequence[Agreement]) -> None:
     content = {"meaning": _MEANING, "sure_from": SURE, "structures": [each.as_json() for each in agreed]}
     write_json(folder / AGREEMENT_FILE, content)
+
+
+def _restacked(stack: NDArray[np.uint8], axis: int, prepared: Volume, chain: Chain) -> Volume:
+    """Slices along an axis of a prepared volume, on the grid of the image."""
+    voxels = np.ascontiguousarray(np.moveaxis(stack, 0, axis))
+    return chain.undo(prepared.with_voxels(voxels, kind="labels"))
 
 
 def _slices(volume: Volume) -> int:

@@ -89,10 +89,17 @@ class SupportCard(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SupportSet:
-    """A support set, its slices in memory."""
+    """A support set, its slices in memory.
+
+    Attributes:
+        card: What it says of itself.
+        cases: Its slices.
+        cache: Where what a network makes of them is kept; None for the folder that all sets of this machine share.
+    """
 
     card: SupportCard
     cases: tuple[SupportCase, ...]
+    cache: Path | None = None
 
     @property
     def extent(self) -> float:
@@ -114,6 +121,7 @@ def save_support_set(
     modality: str | None,
     plane: Plane,
     overwrite: bool = False,
+    folder: Path | None = None,
 ) -> SupportSet:
     """Keep a set under a name.
 
@@ -125,12 +133,13 @@ def save_support_set(
         modality: As DICOM names it, or None.
         plane: Of the slices.
         overwrite: Replace a set of that name.
+        folder: Where it lies instead of among the sets of this machine; then the name need not be free.
 
     Raises:
         UsageError: The name is none or is taken, or there are too few or too many cases.
         InputRefused: A case lacks a structure, or two are equal.
     """
-    require_name(name, overwrite=overwrite)
+    require_name(name, overwrite=overwrite, shared=folder is None)
     require_count(len(cases))
     for number, case in enumerate(cases, start=1):
         missing = [label.name for label in labels if not bool((case.labels == label.id).any())]
@@ -153,7 +162,7 @@ def save_support_set(
         case_sha256=digests,
         sha256=hashlib.sha256(meant.encode()).hexdigest(),
     )
-    target = support_sets_folder() / name
+    target = folder or support_sets_folder() / name
     with whole_folder(target, overwrite=overwrite, mark=MARK) as partial:
         for number, case in enumerate(cases):
             content: dict[str, Any] = {"images": case.images, "labels": case.labels, "spacing": case.spacing}
@@ -174,9 +183,22 @@ def load_support_set(name: str) -> SupportSet:
         UsageError: There is none of that name.
         InputRefused: Its files are damaged or were changed.
     """
-    card = find_support_set(name)
-    folder = support_sets_folder() / name
-    cases = []
+    find_support_set(name)
+    return read_support_set(support_sets_folder() / name)
+
+
+def read_support_set(folder: Path, *, cache: Path | None = None) -> SupportSet:
+    """The set that lies in a folder, checked.
+
+    Args:
+        folder: As `save_support_set` wrote it.
+        cache: Where what a network makes of it may be kept.
+
+    Raises:
+        InputRefused: Its files are damaged or were changed.
+    """
+    card = _card(folder / MARK)
+    name, cases = card.name, []
     for number, digest in enumerate(card.case_sha256):
         try:
             with np.load(folder / _file(number), allow_pickle=False) as stored:
@@ -187,7 +209,7 @@ def load_support_set(name: str) -> SupportSet:
         if case.digest() != digest:
             raise InputRefused(f"support set '{name}': case {number + 1} was changed since; create the set again")
         cases.append(case)
-    return SupportSet(card=card, cases=tuple(cases))
+    return SupportSet(card=card, cases=tuple(cases), cache=cache)
 
 
 def find_support_set(name: str) -> SupportCard:
@@ -218,14 +240,16 @@ def remove_support_set(name: str) -> None:
     shutil.rmtree(gone)
 
 
-def require_name(name: str, *, overwrite: bool) -> None:
-    """Find out before any file is read whether a set may have a name.
+def require_name(name: str, *, overwrite: bool, shared: bool = True) -> None:
+    """Find out before any file is read whether a set may have a name, and, where it is `shared`, whether it is free.
 
     Raises:
         UsageError: It is no name, or it is taken.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"name of a support set must be letters, digits, dots and dashes, got '{name}'")
+    if not shared:
+        return
     folder = support_sets_folder()
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / name / MARK).is_file() and not overwrite:

@@ -121,6 +121,9 @@ class Walk:
         without: The case that each run leaves out; None for the run with all.
         count: Examples per slice.
         device: Of the network.
+
+    Attributes:
+        doubt: Of the last slice, (side, side): 0 where all runs agree on every structure, 1 where they are halved.
     """
 
     network: Sam2Sgp
@@ -128,6 +131,7 @@ class Walk:
     without: Sequence[int | None]
     count: int
     device: torch.device
+    doubt: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     _banks: list[list[Memories]] = field(default_factory=list)
     _counts: list[_Counts] = field(default_factory=list)
 
@@ -145,6 +149,7 @@ class Walk:
         Returns:
             Probability of each structure, the mean over all runs, (structures, side, side).
         """
+        self.doubt = np.zeros(plane.shape[1:], np.float32)
         if not plane.any():  # nothing to be seen, and nothing to be remembered
             return np.zeros((len(self.pools), *plane.shape[1:]), np.float32)
         pixels = torch.from_numpy(plane).to(self.device).expand(3, -1, -1)[None]
@@ -174,7 +179,9 @@ class Walk:
             bank.append(network.remember(network.memory(found.embedding, found.logits)))
             del bank[: -network.bank_size]
         probability = found.logits[:, 0].float().sigmoid()
-        self._counts[number].add(probability > 0.5)
+        drawn = probability > 0.5
+        self._counts[number].add(drawn)
+        self.doubt = np.maximum(self.doubt, 1 - (2 * drawn.float().mean(0) - 1).abs().cpu().numpy())
         return probability.mean(0).cpu().numpy()
 
 
@@ -195,10 +202,12 @@ def pools_of(support: SupportSet, network: Sam2Sgp, *, weights: str, side: int, 
         device: Of the network.
     """
     extent = support.extent if support.card.kind == "volumes" else 0.0  # pictures have no common scale
+    cache = support.cache or home() / "support-cache"
     parts: dict[int, list[tuple[Tensor, Tensor, int]]] = {label.id: [] for label in support.card.labels}
     for number, case in enumerate(support.cases):
         frame = SliceFrame.of(case.labels.shape[1:3], case.spacing, side, extent)
-        deep = _embedded(case, frame, network, weights=weights, side=side, extent=extent, device=device)
+        key = hashlib.sha256(f"{weights} {side} {extent!r} {case.digest()}".encode()).hexdigest()
+        deep = _embedded(case, frame, network, cache / f"{key}.safetensors", device)
         for label, found in parts.items():
             for at in np.flatnonzero((case.labels == label).any((1, 2))).tolist():
                 mask = frame.enter((case.labels[at] == label).astype(np.uint8))
@@ -222,19 +231,8 @@ def planes_of(image: NDArray[np.floating], frame: SliceFrame) -> NDArray[np.floa
     return np.stack([frame.enter(channel) for channel in channels])
 
 
-def _embedded(
-    case: SupportCase,
-    frame: SliceFrame,
-    network: Sam2Sgp,
-    *,
-    weights: str,
-    side: int,
-    extent: float,
-    device: torch.device,
-) -> Tensor:
-    """Embeddings of the slices of a case, (n, C, g, g), float16; kept under the hash of slices and weights."""
-    key = hashlib.sha256(f"{weights} {side} {extent!r} {case.digest()}".encode()).hexdigest()
-    path = home() / "support-cache" / f"{key}.safetensors"
+def _embedded(case: SupportCase, frame: SliceFrame, network: Sam2Sgp, path: Path, device: torch.device) -> Tensor:
+    """Embeddings of the slices of a case, (n, C, g, g), float16; kept in a file named by slices and weights."""
     kept = _kept(path)
     if kept is not None and len(kept) == len(case.images):
         return kept

@@ -17,8 +17,14 @@ from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.replay import replay
 from medseg_pipelines.support import create_support_set
-from medseg_pipelines.support_segmentation import AGREEMENT_FILE, Agreement, SupportSegmentation, _remarks
-from medseg_pipelines.support_store import support_sets_folder
+from medseg_pipelines.support_segmentation import (
+    AGREEMENT_FILE,
+    Agreement,
+    SupportResult,
+    SupportSegmentation,
+    _remarks,
+)
+from medseg_pipelines.support_store import read_support_set, support_sets_folder
 from medseg_pipelines.support_walk import SliceFrame, Walk, _Counts, pools_of, runs_without
 from medseg_pipelines.words import UNTRAINED
 from tiny_support import outlined, outlined_files, support_model
@@ -81,6 +87,23 @@ def test_a_run_repeats_bit_for_bit_from_encoded_slices_that_were_kept(result: Pa
         path.write_bytes(b"damaged")
     assert replay(manifest, result, image=home / "cases" / "image0.nii.gz", model=home / "model").identical
     assert all(path.stat().st_size > 100 for path in kept), "damaged ones are made anew"
+
+
+def test_a_set_in_a_folder_of_its_own_leaves_nothing_elsewhere_and_shows_doubt(
+    model: SupportSegmentation, home: Path, tmp_path: Path
+) -> None:
+    paths = [[home / "cases" / f"{kind}{number}.nii.gz" for number in range(3)] for kind in ("image", "label")]
+    before = [sorted(folder.iterdir()) for folder in (support_sets_folder(), home / "support-cache")]
+    create_support_set("balls", *paths, folder=tmp_path / "mine")
+    support = read_support_set(tmp_path / "mine", cache=tmp_path / "cache")
+    found = model(paths[0][0], support=support, keep_doubt=True)
+    assert isinstance(found, SupportResult)
+    assert found.doubt is not None
+    assert found.doubt.grid.equals(found.image.grid, tolerance=0)
+    assert (found.doubt.voxels.dtype, int(found.doubt.voxels.max()) <= 100) == (np.uint8, True)
+    assert bool(found.doubt.voxels.any()) == any(each.dice != 1 for each in found.agreement)
+    assert len(list((tmp_path / "cache").iterdir())) == 3
+    assert before == [sorted(folder.iterdir()) for folder in (support_sets_folder(), home / "support-cache")]
 
 
 def test_a_set_that_is_another_one_now_is_not_used_for_a_repetition(model: SupportSegmentation, home: Path) -> None:
