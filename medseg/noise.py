@@ -30,7 +30,7 @@ def detail(slices: np.ndarray) -> np.ndarray:
 
 
 def noise_level(slices: np.ndarray) -> float:
-    """One noise level for all slices: the median of `detail` where there is an image at all.
+    """One noise level for all slices: the median of `detail` where there is an image at all, no padding.
 
     Too high by about the share of the pixels that strong edges cover, commonly a tenth.
 
@@ -41,15 +41,15 @@ def noise_level(slices: np.ndarray) -> float:
         Standard deviation in grey values; 0 where there is nothing but background.
     """
     high = np.abs(detail(slices))
-    filled = slices[1:-1, 1:-1] > slices.min()
+    filled = ~_padding(slices)
     return float(np.median(high[filled]) / _MEDIAN) if filled.any() else 0.0
 
 
 def noise_map(slices: np.ndarray) -> np.ndarray:
     """The noise level around every pixel, each slice for itself.
 
-    Medians of `detail` over blocks of 8 x 8 pixels, smoothed over their neighbours; blocks that are mostly cut-out
-    background take the level of the others.
+    Medians of `detail` over blocks of 8 x 8 pixels, smoothed over their neighbours; blocks that are mostly padding
+    or cut-out background take the level of the others.
 
     Args:
         slices: (X, Y, S), floating point, at least 10 pixels along X and Y.
@@ -64,12 +64,27 @@ def noise_map(slices: np.ndarray) -> np.ndarray:
     if min(width, height) < _BLOCK + 2:
         raise ValueError(f"slices must have at least {_BLOCK + 2} pixels along both axes, got {width} x {height}")
     levels = _blocks(np.abs(detail(slices)), np.median) / _MEDIAN
-    empty = _blocks((slices[1:-1, 1:-1] <= slices.min()).astype(np.float32), np.mean)
+    empty = _blocks(_padding(slices).astype(np.float32), np.mean)
     weight = (empty <= _EMPTY).astype(np.float32) + 1e-6
     sigma = (_REACH, _REACH, 0)
     smooth = ndimage.gaussian_filter(levels * weight, sigma, mode="nearest")
     smooth /= ndimage.gaussian_filter(weight, sigma, mode="nearest")
     return _enlarged(smooth, width, height)
+
+
+def _padding(slices: np.ndarray) -> np.ndarray:
+    """Where there is no image, (X - 2, Y - 2, S): at the smallest value, or as constant as a corner of the slice.
+
+    Scanners fill what lies outside of their circle, and resampling what it has no data for, with another value each.
+    """
+    inner, least = (slice(1, -1), slice(1, -1)), slices.min()
+    found = slices[inner] <= least
+    for corner in slices[[0, 0, -1, -1], [0, -1, 0, -1]]:
+        if (corner > least).any():
+            same = slices == corner
+            along, across = same[:-2] & same[2:], same[:, :-2] & same[:, 2:]
+            found |= same[inner] & along[:, 1:-1] & across[1:-1]
+    return found
 
 
 def _blocks(values: np.ndarray, reduce: Callable[..., np.ndarray]) -> np.ndarray:

@@ -43,6 +43,17 @@ def test_map_follows_noise_that_varies_and_ignores_a_cut_out_background() -> Non
         noise_map(np.zeros((9, 20, 1)))
 
 
+def test_padding_of_two_values_is_no_image() -> None:
+    """As in a head CT that was put upright: the scanner's circle holds one value, what was shifted in another."""
+    noisy = 40 + np.random.default_rng(3).normal(scale=6, size=(96, 96, 2)).astype(np.float32)
+    noisy[:40] = -1500.0
+    noisy[70:] = -1024.0
+    assert noise_level(noisy) == pytest.approx(6, rel=0.15)
+    assert np.median(noise_map(noisy)[:, :, 0]) == pytest.approx(6, rel=0.25)
+    steps = np.repeat(np.arange(8.0), 12)[:, None, None] * np.ones((1, 96, 1))
+    assert noise_level(steps) == 0.0, "constant parts inside an image are free of noise"
+
+
 def test_rician_noise_has_its_moments() -> None:
     """Far above the noise the standard deviation is the level; without signal it is Rayleigh's, mean sqrt(pi / 2)."""
     generator = torch.Generator().manual_seed(0)
