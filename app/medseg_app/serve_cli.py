@@ -29,6 +29,10 @@ def serve(
         list[str] | None,
         typer.Option(help="A name under which a browser may call it, as behind a proxy.", rich_help_panel=ACCESS),
     ] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ADDRESS", help="An archive that results may be sent to.", rich_help_panel=ACCESS),
+    ] = None,
     home: Annotated[Path | None, typer.Option(help="Folder of uploads and results.", rich_help_panel=STORAGE)] = None,
     keep_hours: Annotated[
         float, typer.Option(help="After which work is removed.", min=0.1, rich_help_panel=STORAGE)
@@ -61,6 +65,7 @@ def serve(
         port=port,
         auth=auth,
         allow_hosts=tuple(allow_host or ()),
+        archives=tuple(archive or ()),
         home=home,
         limits=limits,
         bounds=bounds,

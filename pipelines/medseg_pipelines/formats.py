@@ -5,6 +5,7 @@ from medseg.errors import UsageError
 LABEL_FORMATS = ("nifti", "seg", "rtstruct", "sr", "sc")
 RESTORED_FORMATS = ("nifti", "dicom", "sc")
 SEG_ENCODINGS = ("binary", "labelmap")
+DICOM_FOLDER = "dicom"  # within the folder of a result, for everything but "nifti"
 
 
 def parse_formats(text: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from medseg_app.server.accounts import read_accounts
 from medseg_app.server.guard import LOOPBACK
 from medseg_app.server.place import Settings
 from medseg_app.server.site import build_site
+from medseg_pipelines.pacs.address import parse_destination
 
 
 def run(
@@ -27,11 +28,12 @@ def run(
     limits: Limits,
     bounds: Bounds,
     device: str,
+    archives: tuple[str, ...] = (),
 ) -> int:
     """Serve until the process is asked to stop.
 
     Raises:
-        UsageError: It would be open to the network without login, or the accounts cannot be read.
+        UsageError: It would be open to the network without login, or accounts or an archive cannot be used.
     """
     if host not in LOOPBACK and auth is None:
         raise UsageError(
@@ -45,6 +47,7 @@ def run(
         limits=limits,
         bounds=bounds,
         device=device,
+        archives=_destinations(archives),
     )
     site, _ = build_site(settings)
     empty = where / "empty"
@@ -57,3 +60,13 @@ def run(
     )
     uvicorn.Server(config).run()
     return 0
+
+
+def _destinations(archives: tuple[str, ...]) -> dict[str, str]:
+    """Name to address, from NAME=ADDRESS."""
+    found = {}
+    for text in archives:
+        name, _, address = text.partition("=")
+        parse_destination(name, address)
+        found[name] = address
+    return found

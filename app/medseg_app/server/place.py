@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from medseg_app.jobs.store import Limits, Store
 from medseg_app.jobs.supervisor import HEAVY, LIGHT, Bounds, Supervisor
 from medseg_app.jobs.table import Job, Table
 from medseg_app.server.accounts import Accounts
+from medseg_app.server.archive_sending import Sends
 from medseg_app.server.audit import AuditLog
 from medseg_app.server.metrics import Metrics
 
@@ -26,6 +27,7 @@ class Settings:
         limits: Of the disk.
         bounds: Of the workers.
         device: On which models run.
+        archives: Name to address of what results may be sent to.
         worker: What runs a worker.
         open_jobs: How many jobs one user may have waiting and running.
     """
@@ -36,6 +38,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     bounds: Bounds = field(default_factory=Bounds)
     device: str = "auto"
+    archives: Mapping[str, str] = field(default_factory=dict)
     worker: Sequence[str] = WORKER
     open_jobs: int = 20
 
@@ -49,6 +52,7 @@ class Place:
         self.table = Table(settings.home / "jobs.sqlite")
         self.store = Store(settings.home, self.table, settings.limits)
         self.audit = AuditLog(settings.home / "audit.jsonl")
+        self.sends = Sends(settings.archives, self.store, self.audit)
         self.metrics = Metrics()
         self.accounts = None if settings.accounts is None else Accounts(settings.accounts)
         self.supervisor = Supervisor(
@@ -63,6 +67,7 @@ class Place:
     def close(self) -> None:
         """Stop; running jobs begin again with the next server."""
         self.supervisor.stop()
+        self.sends.close()
         self.table.close()
 
     def turn(self, job: Job) -> int | None:

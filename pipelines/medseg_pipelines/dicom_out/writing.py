@@ -14,9 +14,8 @@ from medseg_pipelines.dicom_out.origin import Origin, Sources, written
 from medseg_pipelines.dicom_out.report import report
 from medseg_pipelines.dicom_out.segmentation import Encoding, segmentation
 from medseg_pipelines.dicom_out.structures import structure_set
+from medseg_pipelines.formats import DICOM_FOLDER
 from medseg_pipelines.results import LabelResult, Result
-
-FOLDER = "dicom"
 
 
 def check_source(volume: Volume) -> None:
@@ -45,7 +44,7 @@ def writer(result: Result, formats: Sequence[str], *, encoding: Encoding = "bina
     def write(folder: Path) -> None:
         assert result.image.source is not None  # `check_source` was asked before
         sources = Sources.of(result.image.source.series)
-        target = folder / FOLDER
+        target = folder / DICOM_FOLDER
         target.mkdir()
         origin = _origin(result)
         if "sc" in formats:

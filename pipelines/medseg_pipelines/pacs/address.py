@@ -123,6 +123,17 @@ def parse_address(text: str) -> Address:
     raise UsageError("address must be https://host/path or TITLE@host:port, got something else; correct it")
 
 
+def parse_destination(name: str, text: str) -> Address:
+    """The archive that the user calls by a name.
+
+    Raises:
+        UsageError: The name cannot be part of a variable's name, or the rest is no address.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
+        raise UsageError(f"name '{name}' must be letters, digits, - and _")
+    return parse_address(text)
+
+
 def access_for(address: Address, name: str | None = None) -> Access:
     """What the environment says of an archive.
 

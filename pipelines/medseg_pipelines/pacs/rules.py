@@ -12,7 +12,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 
 from medseg.errors import UsageError
 from medseg_pipelines.formats import parse_formats, require_for_task
-from medseg_pipelines.pacs.address import parse_address
+from medseg_pipelines.pacs.address import parse_destination
 from medseg_pipelines.recipe import load_recipe
 
 
@@ -68,10 +68,8 @@ class Listening(_Section):
     @classmethod
     def _addresses(cls, destinations: dict[str, str]) -> dict[str, str]:
         for name, address in destinations.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
-                raise ValueError(f"name '{name}' must be letters, digits, - and _")
             try:
-                parse_address(address)
+                parse_destination(name, address)
             except UsageError as fault:
                 raise ValueError(str(fault)) from None
         return destinations

@@ -1,14 +1,18 @@
-"""What may be sent: nothing of a model that was never trained."""
+"""What may be sent: nothing of a model that was never trained; and of whom it is."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import pydicom
+
 from medseg.errors import UsageError
+from medseg.io.deidentify import quiet
 from medseg_pipelines.folders import RESULT_MARK
 from medseg_pipelines.pacs.address import ArchiveFailed
 from medseg_pipelines.pacs.archive import read_head
 
+_PATIENT = (("PatientName", "name"), ("PatientID", "id"))
 _MARK = "UNTRAINED"  # how our DICOM results of such models describe themselves
 
 
@@ -38,6 +42,13 @@ def require_trained(paths: Iterable[Path]) -> None:
     for path in paths:
         if _says_untrained(path):
             raise UsageError(f"'{path.name}' must come from a trained model to be sent, it does not; leave it out")
+
+
+def patient_of(path: Path) -> str:
+    """Name and id of the patient of a DICOM file, for the eyes of the person who sends it and for no log."""
+    with quiet():
+        head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["PatientName", "PatientID"])
+        return ", ".join(str(head.get(name) or "no " + what) for name, what in _PATIENT)
 
 
 def _says_untrained(path: Path) -> bool:
