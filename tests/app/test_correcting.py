@@ -66,6 +66,34 @@ def test_a_correction_is_a_result_of_its_own(segmented: Path) -> None:
     assert (third["of_sha256"], third["changed_voxels"]) == (old["output"]["voxels_sha256"], changed + 1)
 
 
+def test_rejected_structures_leave_the_label_map_and_the_result_says_so(segmented: Path) -> None:
+    before = io.read(segmented / "jobs" / "first" / "result" / "labels.nii.gz", kind="labels")
+
+    def reject(job: str, of: str, ids: list[int], comment: str = "") -> tuple[str, str]:
+        return answer(_task(segmented, job, {"of": of, "rejected": ids, "comment": comment}), lambda event: None)
+
+    assert reject("less", "first", [1, 2], "leaks into the skull") == ("done", "")
+    folder = segmented / "jobs" / "less" / "result"
+    after = io.read(folder / "labels.nii.gz", kind="labels").voxels
+    assert np.array_equal(after, np.where(np.isin(before.voxels, [1, 2]), 0, before.voxels))
+    told = json.loads((folder / "manifest.json").read_text())["correction"]
+    names = ["left cerebral white matter", "right cerebral white matter"]
+    assert [each["name"] for each in told["rejected"]] == names
+    assert (told["comment"], 3 in told["accepted"], 1 in told["accepted"]) == ("leaks into the skull", True, False)
+    assert told["changed_voxels"] == int(np.isin(before.voxels, [1, 2]).sum())
+    for file, part in (("labels.json", "labels"), ("statistics.json", "structures")):
+        assert not {1, 2} & {each["id"] for each in json.loads((folder / file).read_text())[part]}
+    assert "Rejected by hand and left out: left cerebral white matter, right" in report(folder)
+    assert reject("lesser", "less", [3]) == ("done", "")
+    told = json.loads((segmented / "jobs" / "lesser" / "result" / "manifest.json").read_text())["correction"]
+    assert [each["id"] for each in told["rejected"]] == [1, 2, 3], "those of before are still told"
+    for ids, words in (([1], "others were named"), (list(range(3, 18)), "others were named")):
+        state, reason = reject(f"wrong{len(ids)}", "less" if ids == [1] else "lesser", ids)
+        assert (state, words in reason) == ("refused", True), reason
+    left = [each["id"] for each in json.loads((folder / "labels.json").read_text())["labels"]]
+    assert "at least one structure must be accepted" in reject("nothing", "less", left)[1]
+
+
 def test_what_does_not_fit_is_refused(segmented: Path) -> None:
     labels = io.read(segmented / "jobs" / "first" / "result" / "labels.nii.gz", kind="labels")
     shifted = labels.affine.copy()

@@ -26,6 +26,8 @@ from medseg_app.server.accounts import Accounts, Throttled, hash_password, read_
 from medseg_app.server.audit import AuditLog, verify
 from medseg_app.server.guard import LOOPBACK
 from medseg_app.server.place import Settings
+from tiny_prompting import build_tiny_prompting
+from tiny_support import support_model
 
 ADDRESS = "http://127.0.0.1:7860"
 STUB = (sys.executable, "-I", stub_job_worker.__file__)
@@ -59,6 +61,11 @@ def _upload(user: TestClient, content: bytes = b"x", name: str = "head.nii.gz") 
     answer = user.put(f"/api/v1/uploads/{upload}/files", content=content, headers={"X-File-Name": name})
     assert answer.status_code == 204, answer.text
     return upload
+
+
+def _support_in(folder: Path) -> Path:
+    folder.rmdir()
+    return support_model(folder)
 
 
 def _ended(user: TestClient, job: str) -> dict[str, Any]:
@@ -96,6 +103,7 @@ def test_sessions_never_see_each_other(ann: TestClient, bob: TestClient) -> None
         ("GET", f"jobs/{job}/report"),
         ("GET", f"jobs/{job}/files/manifest.json"),
         ("POST", f"jobs/{job}/cancel"),
+        ("POST", f"jobs/{job}/corrections"),
         ("GET", f"uploads/{upload}/jobs"),
         ("DELETE", f"uploads/{upload}"),
     ]:
@@ -103,7 +111,75 @@ def test_sessions_never_see_each_other(ann: TestClient, bob: TestClient) -> None
         assert answer.status_code == 404, path
     assert bob.post(f"/api/v1/uploads/{upload}/check", json={}).status_code == 404
     assert bob.post("/api/v1/jobs", json={"upload": upload, "model": "mr-denoise"}).status_code == 404
+    assert bob.post(f"/api/v1/jobs/{job}/review", json={"rejected": [1]}).status_code == 404
     assert ann.get(f"/api/v1/jobs/{job}/files/manifest.json").status_code == 200
+
+
+def test_support_sets_are_private_from_their_cases_to_their_use(
+    ann: TestClient, bob: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Any
+) -> None:
+    monkeypatch.setenv("MEDSEG_HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    support_model(tmp_path / "models" / "tiny-support")
+    wish = {"name": "mine", "cases": [{"upload": _upload(ann), "labels": _upload(ann)} for _ in range(3)]}
+    theirs = {**wish, "cases": [{"upload": _upload(bob), "labels": wish["cases"][0]["labels"]}] * 3}
+    assert bob.post("/api/v1/support-sets", json=theirs).status_code == 404, "one label map is of another visitor"
+    made = ann.post("/api/v1/support-sets", json=wish).json()
+    assert _ended(ann, made["id"])["state"] == "done"
+    assert [(one["name"], one["state"]) for one in ann.get("/api/v1/support-sets").json()] == [("mine", "done")]
+    assert bob.get("/api/v1/support-sets").json() == []
+    for path in (f"jobs/{made['id']}", f"jobs/{made['id']}/files/manifest.json", f"uploads/{made['upload']}/jobs"):
+        assert (ann.get(f"/api/v1/{path}").status_code, bob.get(f"/api/v1/{path}").status_code) == (200, 404)
+    run = {"upload": _upload(bob), "model": "tiny-support", "support": made["id"]}
+    assert bob.post("/api/v1/jobs", json=run).status_code == 404
+    assert bob.delete(f"/api/v1/support-sets/{made['id']}").status_code == 404
+    used = ann.post("/api/v1/jobs", json={**run, "upload": _upload(ann)})
+    assert used.status_code == 201, used.text
+    assert ann.delete(f"/api/v1/support-sets/{used.json()['id']}").status_code == 404, "a run is no set"
+    place = server._app.state.place
+    assert place.removed_after(made["upload"]) >= _ended(ann, used.json()["id"])["ended"], "it was used since"
+    assert ann.delete(f"/api/v1/support-sets/{made['id']}").status_code == 204
+    assert ann.get("/api/v1/support-sets").json() == []
+    assert not place.store.job_folder(made["id"]).exists()
+    events = [json.loads(line) for line in (place.settings.home / "audit.jsonl").read_text().splitlines()]
+    assert {"support", "delete"} <= {event["event"] for event in events}
+
+
+def test_prompts_and_examples_are_checked_before_anything_runs(
+    ann: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDSEG_HOME", str(tmp_path))
+    for name, build in (("tiny-sam", build_tiny_prompting), ("tiny-support", _support_in)):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        build(tmp_path / "models" / name)
+    upload = _upload(ann)
+    point = {"kind": "point", "at": [1, 2, 3]}
+
+    def asked(model: str, **more: Any) -> tuple[int, str]:
+        answer = ann.post("/api/v1/jobs", json={"upload": upload, "model": model, **more})
+        return answer.status_code, answer.json().get("error", "")
+
+    assert asked("tiny-sam", prompts={"prompts": [point]})[0] == 201
+    for status, words, model, more in [
+        (400, "needs prompts", "tiny-sam", {}),
+        (400, "takes no prompts", "mr-denoise", {"prompts": {"prompts": [point]}}),
+        (400, "needs support", "tiny-support", {}),
+        (400, "takes no support", "tiny-sam", {"prompts": {"prompts": [point]}, "support": upload}),
+        (404, "job is not there", "tiny-support", {"support": upload}),
+        (422, "prompts.prompts", "tiny-sam", {"prompts": {"prompts": []}}),
+        (422, "at", "tiny-sam", {"prompts": {"prompts": [{"kind": "point", "at": [1, 2]}]}}),
+        (422, "mask", "tiny-sam", {"prompts": {"prompts": [{"kind": "mask", "file": "/etc/passwd"}]}}),
+        (422, "label", "tiny-sam", {"prompts": {"prompts": [{**point, "label": 0}]}}),
+    ]:
+        found = asked(model, **more)
+        assert (found[0], words in found[1]) == (status, True), found
+    job = ann.get(f"/api/v1/uploads/{upload}/jobs").json()[0]
+    _ended(ann, job["id"])
+    case = {"job": job["id"]}
+    for status, cases in ((422, [case]), (422, [{**case, "upload": upload}] * 3), (409, [case] * 3)):
+        assert ann.post("/api/v1/support-sets", json={"name": "x", "cases": cases}).status_code == status
+    assert ann.post("/api/v1/support-sets", json={"name": "a b", "cases": [case] * 3}).status_code == 422
+    assert ann.get("/api/v1/support-sets").json() == [], "what was refused leaves nothing"
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,18 @@ from medseg import io
 from medseg.errors import InputRefused
 from medseg.io.pictures import is_picture
 from medseg.volume import Volume
+from medseg_app.jobs.offered import offered_names, takes
 from medseg_app.jobs.opening import image_in
 from medseg_app.jobs.views import write_view
 from medseg_pipelines.case import read_case
 from medseg_pipelines.events import Event
 from medseg_pipelines.folders import RESULT_MARK, whole_folder
 from medseg_pipelines.picture_case import judge_picture, read_picture_case
-from medseg_pipelines.recipe import Recipe, Scope, imported_names, load_recipe, recipe_names
+from medseg_pipelines.recipe import PromptRecipe, Recipe, Scope, load_recipe
 from medseg_pipelines.results import write_json
 from medseg_pipelines.scope import Finding, judge
 from medseg_pipelines.sections import PictureScope
+from medseg_pipelines.support import usual_plane
 
 _HOUNSFIELD = -500.0  # air; MR has no such values
 
@@ -63,6 +65,7 @@ def _check(image: Path, folder: Path, options: dict[str, Any], memory_limit: int
             "spacing_mm": [round(length, 4) for length in volume.spacing],
             "covers_mm": [round(n * s) for n, s in zip(volume.shape, volume.spacing, strict=True)],
             "orientation": volume.orientation,
+            "plane": usual_plane(volume),
             "modality": modality,
         },
         "series": [_series(series) for series in choices],
@@ -102,10 +105,11 @@ def _modality(volume: Volume) -> str:
 def _models(verdict: Callable[[Any], Sequence[Finding]], *, picture: bool) -> list[dict[str, Any]]:
     """Every model, those that fit first; each with what speaks against it."""
     cards = []
-    for recipe in map(load_recipe, [*recipe_names(), *imported_names()]):
+    for recipe in map(load_recipe, offered_names()):
         fits, reasons = "no", [f"made for {'volumes' if picture else 'pictures'}"]
-        if isinstance(recipe.scope, PictureScope) == picture:
-            findings = _judged(verdict, recipe.scope)
+        if takes(recipe, picture=picture):
+            judged = isinstance(recipe.scope, PictureScope) == picture  # the others take pictures of any kind
+            findings = _judged(verdict, recipe.scope) if judged else ()
             reasons = [finding.text for finding in findings]
             fits = min((finding.grade for finding in findings), key=("outside", "doubtful").index, default="yes")
         cards.append({**_card(recipe), "fits": fits, "reasons": reasons})
@@ -130,4 +134,5 @@ def _card(recipe: Recipe) -> dict[str, Any]:
         "anatomy": recipe.scope.anatomy,
         "licence": recipe.licence,
         "trained": recipe.weights.trained,
+        "accepts": list(recipe.prompting.accepts) if isinstance(recipe, PromptRecipe) else [],
     }

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import UsageError
+from medseg.io.prompts import FORMAT, read_prompts
 from medseg.volume import Volume
+from medseg_app.jobs.offered import BY_EXAMPLE, PROMPTING, runs_on_picture
 from medseg_app.jobs.opening import image_in
-from medseg_app.jobs.views import write_view
+from medseg_app.jobs.supporting import support_set_of
+from medseg_app.jobs.views import VIEWS, write_view
 from medseg_pipelines.case import read_case
 from medseg_pipelines.events import Event
 from medseg_pipelines.formats import parse_formats, require_for_task
 from medseg_pipelines.load import load_model
-from medseg_pipelines.recipe import load_recipe
-from medseg_pipelines.sections import PictureScope
-
-VIEWS = "view"  # within a result: what the browser shows
+from medseg_pipelines.picture_case import read_picture_case
+from medseg_pipelines.recipe import Recipe, load_recipe
 
 _loaded: dict[tuple[str, str], Any] = {}  # the last model; loading one costs as much as many a run
 
@@ -34,9 +36,10 @@ def run(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
     progress(Event(stage="reading", done=0, total=1, seconds_left=None))
     recipe = load_recipe(request["model"])
     image = image_in(task["upload"], task["folder"])
-    options: dict[str, Any] = {"force_scope": request.get("confirmed", False), "memory_limit": task["memory_limit"]}
-    if isinstance(recipe.scope, PictureScope):
-        result = _model(request)(image, progress=progress, **options)
+    options = _options(task, recipe)
+    if runs_on_picture(recipe, image):
+        case = read_picture_case(image, memory_limit=task["memory_limit"])
+        result = _model(request)(case, progress=progress, **options)
         progress(Event(stage="writing", done=0, total=1, seconds_left=None))
         result.save(task["folder"] / "result")
         return
@@ -49,11 +52,24 @@ def run(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
         series=request.get("series"),
         correct_geometry=request.get("correct_geometry", False),
     )
-    if recipe.task == "restoration":
-        options |= {"keep_regions": True, "noise": request.get("noise")}
     result = _model(request)(case, progress=progress, **options)
     progress(Event(stage="writing", done=0, total=1, seconds_left=None))
     result.save(task["folder"] / "result", also=_extras(result, formats))
+
+
+def _options(task: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """What the model is asked beside the image: prompts, examples, the noise level."""
+    request, folder = task["request"], task["folder"]
+    options: dict[str, Any] = {"force_scope": request.get("confirmed", False), "memory_limit": task["memory_limit"]}
+    if recipe.task == "restoration":
+        options |= {"keep_regions": True, "noise": request.get("noise")}
+    if recipe.task == PROMPTING and request.get("prompts"):
+        file = folder / "prompts.json"
+        file.write_text(json.dumps({"format": FORMAT, **request["prompts"]}), encoding="utf-8")
+        options |= {"prompts": read_prompts(file), "propagate": request.get("propagate", True)}
+    if recipe.task == BY_EXAMPLE and request.get("support"):
+        options |= {"support": support_set_of(folder.parent / request["support"]), "keep_doubt": True}
+    return options
 
 
 def _model(request: dict[str, Any]) -> Any:
@@ -73,7 +89,7 @@ def _extras(result: Any, formats: tuple[str, ...]) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / VIEWS).mkdir()
         write_view(result.volume, folder / VIEWS / "main.nii")
-        for name in ("residual", "difference", "regions"):
+        for name in ("residual", "difference", "regions", "doubt"):
             volume = getattr(result, name, None)
             if isinstance(volume, Volume):
                 write_view(volume, folder / VIEWS / f"{name}.nii")

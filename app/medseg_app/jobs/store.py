@@ -145,8 +145,7 @@ class Store:
         removed = 0
         for upload in self._table.uploads():
             jobs = self._table.jobs(upload=upload.id)
-            last = max([upload.created, *(job.ended or job.created for job in jobs)])
-            if last < limit and all(job.state in ENDED for job in jobs):
+            if self._table.last_work(upload.id) < limit and all(job.state in ENDED for job in jobs):
                 self.remove(upload.id)
                 removed += 1
         known = {upload.id for upload in self._table.uploads()} | {job.id for job in self._table.jobs()}

@@ -12,7 +12,7 @@ from medseg_app.jobs.process import WORKER, Gone, WorkerProcess
 from medseg_app.jobs.store import Store
 from medseg_app.jobs.table import Job, State, Table
 
-LIGHT = ("check", "correct")  # quick work that must not wait behind long runs
+LIGHT = ("check", "correct", "support")  # quick work that must not wait behind long runs
 HEAVY = ("run",)
 
 _LOOK_EVERY = 0.2  # seconds

@@ -106,6 +106,15 @@ class Table(Ledger):
         with self._step() as base:
             base.execute("DELETE FROM uploads WHERE id = ?", (upload,))
 
+    def last_work(self, upload: str) -> float:
+        """When an upload was last worked on or used, in seconds since 1970: a support set is used by runs elsewhere."""
+        rows = self._all(
+            "SELECT created AS at FROM uploads WHERE id = ? UNION ALL SELECT coalesce(ended, created) FROM jobs "
+            "WHERE upload = ? OR json_extract(request, '$.support') IN (SELECT id FROM jobs WHERE upload = ?)",
+            (upload, upload, upload),
+        )
+        return max((row["at"] for row in rows), default=0.0)
+
     def add_job(self, owner: str, upload: str, kind: str, request: dict[str, Any]) -> Job:
         """A job at the end of the queue."""
         name = secrets.token_hex(16)

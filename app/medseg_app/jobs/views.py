@@ -9,6 +9,7 @@ import numpy as np
 from medseg import io
 from medseg.volume import Volume
 
+VIEWS = "view"  # within a result: what the browser shows
 MOST_VOXELS = 24_000_000  # a browser takes 4 bytes of texture for each, beside what it draws with
 
 

@@ -65,6 +65,10 @@ def _do(kind: str) -> Task:
         from medseg_app.jobs.correcting import correct
 
         return correct
+    if kind == "support":
+        from medseg_app.jobs.supporting import make_support_set
+
+        return make_support_set
     from medseg_app.jobs.running import run
 
     return run

@@ -5,16 +5,19 @@ The page itself uses nothing else. Names of files travel in bodies and headers o
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
+from medseg_app.jobs.offered import BY_EXAMPLE, PROMPTING, offered_names
 from medseg_app.jobs.table import OPEN, Job, Upload
-from medseg_app.server.answers import CheckWish, JobAnswer, NewUpload, Problem, RunWish, UploadAnswer
+from medseg_app.server.answers import CheckWish, JobAnswer, NewUpload, Problem, ReviewWish, RunWish, UploadAnswer
 from medseg_app.server.place import Place
-from medseg_pipelines.recipe import imported_names, load_recipe, recipe_names
+from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.words import RESEARCH_USE
+
+_Found = TypeVar("_Found", Upload, Job)
 
 FAILURES: dict[int | str, dict[str, Any]] = {code: {"model": Problem} for code in (400, 401, 404, 409, 413, 429)}
 
@@ -51,7 +54,7 @@ def me(owner: Owner, place: Here) -> dict[str, Any]:
 def models(place: Here) -> list[dict[str, Any]]:
     """The models of this server."""
     kept = {"name", "title", "task", "summary", "intended_use", "licence", "scope"}
-    recipes = map(load_recipe, [*recipe_names(), *imported_names()])
+    recipes = map(load_recipe, offered_names())
     return [
         {
             **r.model_dump(mode="json", include=kept),
@@ -104,17 +107,18 @@ def remove(upload: str, owner: Owner, place: Here) -> None:
 @router.post("/uploads/{upload}/check", status_code=201)
 def check(upload: str, wish: CheckWish, owner: Owner, place: Here) -> JobAnswer:
     """Look at what was sent: its geometry, its problems, the models that it is for."""
-    return _begin(place, owner, must_upload(place, owner, upload), "check", wish.model_dump())
+    return begin(place, owner, must_upload(place, owner, upload), "check", wish.model_dump())
 
 
 @router.post("/jobs", status_code=201)
 def run(wish: RunWish, owner: Owner, place: Here) -> JobAnswer:
     """Restore or segment an upload."""
     found = must_upload(place, owner, wish.upload)
-    if wish.model not in {*recipe_names(), *imported_names()}:
+    if wish.model not in offered_names():
         raise HTTPException(404, f"model '{wish.model}' is not known; GET /models lists them")
-    request = wish.model_dump(exclude={"upload"}) | {"device": place.settings.device}
-    job = _begin(place, owner, found, "run", request)
+    _require_fitting(place, owner, wish)
+    request = wish.model_dump(mode="json", exclude={"upload"}, exclude_none=True) | {"device": place.settings.device}
+    job = begin(place, owner, found, "run", request)
     place.audit.record("run", owner, job=job.id, upload=found.id, model=wish.model, scope_confirmed=wish.confirmed)
     return job
 
@@ -136,15 +140,15 @@ def cancel(job: str, owner: Owner, place: Here) -> JobAnswer:
 @router.post("/jobs/{job}/corrections", status_code=201)
 async def correct(job: str, request: Request, owner: Owner, place: Here) -> JobAnswer:
     """Send a corrected label map, a NIfTI file on the same grid, as the body; it becomes a result of its own."""
-    source = must_job(place, owner, job)
-    if place.store.result(source.id) is None or source.kind == "check":
-        raise HTTPException(409, "job has no label map to correct; see its state")
-    upload = must_upload(place, owner, source.upload)
-    name = await place.store.receive_drawing(upload.id, request.stream())
-    asked = {key: source.request.get(key) for key in ("series", "time_point", "correct_geometry", "model")}
-    begun = _begin(place, owner, upload, "correct", {**asked, "of": source.id, "drawing": name})
-    place.audit.record("correct", owner, job=begun.id, of=source.id)
-    return begun
+    source = _labelled(place, owner, job)
+    name = await place.store.receive_drawing(source.upload, request.stream())
+    return _corrected(place, owner, source, {"drawing": name})
+
+
+@router.post("/jobs/{job}/review", status_code=201)
+def review(job: str, wish: ReviewWish, owner: Owner, place: Here) -> JobAnswer:
+    """Reject structures; the label map without them becomes a result of its own that says so."""
+    return _corrected(place, owner, _labelled(place, owner, job), wish.model_dump())
 
 
 def must_upload(place: Place, owner: str, upload: str) -> Upload:
@@ -153,10 +157,7 @@ def must_upload(place: Place, owner: str, upload: str) -> Upload:
     Raises:
         HTTPException: 404; that of another owner is not there either.
     """
-    found = place.table.upload(owner, upload)
-    if found is None:
-        raise HTTPException(404, "upload is not there; it may have been deleted")
-    return found
+    return _there(place.table.upload(owner, upload), "upload")
 
 
 def must_job(place: Place, owner: str, job: str) -> Job:
@@ -165,10 +166,7 @@ def must_job(place: Place, owner: str, job: str) -> Job:
     Raises:
         HTTPException: 404; that of another owner is not there either.
     """
-    found = place.table.job(owner, job)
-    if found is None:
-        raise HTTPException(404, "job is not there; it may have been deleted")
-    return found
+    return _there(place.table.job(owner, job), "job")
 
 
 def job_answer(place: Place, job: Job) -> JobAnswer:
@@ -176,18 +174,66 @@ def job_answer(place: Place, job: Job) -> JobAnswer:
     return JobAnswer.model_validate({**vars(job), "place": place.turn(job)})
 
 
-def _begin(place: Place, owner: str, upload: Upload, kind: str, request: dict[str, Any]) -> JobAnswer:
-    if upload.files == 0:
+def begin(place: Place, owner: str, upload: Upload, kind: str, request: dict[str, Any]) -> JobAnswer:
+    """A job in the queue.
+
+    Raises:
+        HTTPException: 409, 413, 429; the upload is empty, or there is no room.
+    """
+    if upload.files == 0 and kind != "support":  # a support set lies in an upload without files
         raise HTTPException(409, "upload is empty; send its files first")
+    require_room(place, owner)
+    return job_answer(place, place.table.add_job(owner, upload.id, kind, request))
+
+
+def require_room(place: Place, owner: str) -> None:
+    """Refuse more work than one user may have waiting, and any where the disk is full.
+
+    Raises:
+        HTTPException: 413, 429.
+    """
     if sum(job.state in OPEN for job in place.table.jobs(owner)) >= place.settings.open_jobs:
         raise HTTPException(429, f"at most {place.settings.open_jobs} jobs may wait at once; wait for some to end")
     if place.store.is_full():
         raise HTTPException(413, "disk: the space of this server is used up; delete old work under History")
-    return job_answer(place, place.table.add_job(owner, upload.id, kind, request))
+
+
+def _there(found: _Found | None, what: str) -> _Found:
+    if found is None:
+        raise HTTPException(404, f"{what} is not there; it may have been deleted")
+    return found
+
+
+def _require_fitting(place: Place, owner: str, wish: RunWish) -> None:
+    """Prompts and examples are there where the model follows them, and nowhere else."""
+    task = load_recipe(wish.model).task
+    for what, given, follows in (("prompts", wish.prompts, PROMPTING), ("support", wish.support, BY_EXAMPLE)):
+        if task == follows and given is None:
+            raise HTTPException(400, f"model '{wish.model}' needs {what}, got none; see RunWish in openapi.json")
+        if task != follows and given is not None:
+            raise HTTPException(400, f"model '{wish.model}' takes no {what}; drop it, or choose another model")
+    if wish.support is not None:
+        made = must_job(place, owner, wish.support)
+        if made.kind != "support" or made.state != "done":
+            raise HTTPException(409, "support set is not made yet; see its state")
+
+
+def _labelled(place: Place, owner: str, job: str) -> Job:
+    """A job of this owner with a result that can be corrected."""
+    found = must_job(place, owner, job)
+    if place.store.result(found.id) is None or found.kind not in ("run", "correct"):
+        raise HTTPException(409, "job has no label map to correct; see its state")
+    return found
+
+
+def _corrected(place: Place, owner: str, source: Job, change: dict[str, Any]) -> JobAnswer:
+    asked = {key: source.request.get(key) for key in ("series", "time_point", "correct_geometry", "model")}
+    upload = must_upload(place, owner, source.upload)
+    begun = begin(place, owner, upload, "correct", {**asked, **change, "of": source.id})
+    place.audit.record("correct", owner, job=begun.id, of=source.id, rejected=len(change.get("rejected", [])))
+    return begun
 
 
 def _upload(place: Place, upload: Upload) -> UploadAnswer:
-    jobs = place.table.jobs(upload=upload.id)
-    last = max([upload.created, *(job.ended or job.created for job in jobs)])
     kept = {key: value for key, value in vars(upload).items() if key != "owner"}
-    return UploadAnswer.model_validate({**kept, "removed_after": last + 3600 * place.settings.limits.keep_hours})
+    return UploadAnswer.model_validate({**kept, "removed_after": place.removed_after(upload.id)})

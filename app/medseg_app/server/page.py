@@ -18,12 +18,12 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment
 
 from medseg.errors import UsageError
+from medseg_app.jobs.offered import offered_names
 from medseg_app.jobs.store import kept_name
 from medseg_app.jobs.table import Job
 from medseg_app.server.place import Place
 from medseg_app.server.report import PAGE, strings
 from medseg_app.server.results import zipped
-from medseg_pipelines.recipe import imported_names, recipe_names
 from medseg_pipelines.words import RADIOLOGICAL, RESEARCH_USE, RESTORED, RESTORED_MARK, UNTRAINED_BANNER
 
 _COLUMN = "medseg-place"
@@ -104,7 +104,7 @@ def _segmenter(place: Place) -> Any:
         image: str, model: str, confirmed: bool, request: gr.Request
     ) -> Iterator[tuple[dict[str, Any], str | None]]:
         owner = request.request.state.owner if request.request else ""
-        if model not in {*recipe_names(), *imported_names()}:
+        if model not in offered_names():
             raise gr.Error(f"model '{model}' is not known")
         try:
             job = _begun(place, owner or "gradio", Path(image), model, confirmed)

@@ -77,6 +77,10 @@ class Place:
         queue = self.table.queue(LIGHT if job.kind in LIGHT else HEAVY)
         return queue.index(job.id) + 1 if job.id in queue else None
 
+    def removed_after(self, upload: str) -> float:
+        """When an upload is removed with its results, in seconds since 1970, unless work on it goes on."""
+        return self.table.last_work(upload) + 3600 * self.settings.limits.keep_hours
+
     def _ended(self, job: Job) -> None:
         self.metrics.ended(job)
         self.audit.record("ended", job.owner, job=job.id, kind=job.kind, state=job.state)

@@ -12,9 +12,10 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Response
 from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 
-from medseg_app.jobs.running import VIEWS
+from medseg_app.jobs.views import VIEWS
 from medseg_app.server.answers import ResultAnswer
 from medseg_app.server.api import FAILURES, Here, Owner, must_job, must_upload
+from medseg_app.server.confidence import confidence
 from medseg_app.server.place import Place
 from medseg_app.server.report import report
 from medseg_pipelines.folders import RESULT_MARK
@@ -38,9 +39,10 @@ def _folder(place: Place, job: str, owner: str) -> Path:
 def result(job: str, owner: Owner, place: Here) -> ResultAnswer:
     """Manifest, figures and the names of the files; of a check, what was found."""
     folder = _folder(place, job, owner)
-    names = _files(folder)
+    names, manifest = _files(folder), _json(folder / RESULT_MARK) or {}
     return ResultAnswer(
-        manifest=_json(folder / RESULT_MARK) or {},
+        manifest=manifest,
+        confidence=confidence(manifest),
         statistics=_json(folder / "statistics.json"),
         labels=(_json(folder / LABELS_JSON) or {}).get("labels", []),
         files=[name for name in names if not name.startswith((f"{VIEWS}/", "view."))],
@@ -73,8 +75,8 @@ def archive(job: str, owner: Owner, place: Here) -> Response:
 def printed(job: str, owner: Owner, place: Here) -> HTMLResponse:
     """The report as one self-contained page that prints well."""
     found = must_job(place, owner, job)
-    if found.kind == "check":
-        raise HTTPException(409, "a check has no report; run a model first")
+    if found.kind in ("check", "support"):
+        raise HTTPException(409, f"a {found.kind} job has no report; run a model first")
     folder = _folder(place, job, owner)
     must_upload(place, owner, found.upload)
     return HTMLResponse(report(folder))

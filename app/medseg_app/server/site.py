@@ -15,7 +15,7 @@ from jinja2 import Environment
 from medseg import __version__
 from medseg.errors import MedsegError
 from medseg_app.jobs.store import TooLarge
-from medseg_app.server import api, archive_api, results
+from medseg_app.server import api, archive_api, results, support_api
 from medseg_app.server.accounts import Throttled
 from medseg_app.server.guard import COOKIE, Guard, cookie
 from medseg_app.server.page import mount_page
@@ -55,6 +55,7 @@ def build_site(settings: Settings) -> tuple[Guard, Place]:
     app.include_router(api.router, prefix=_API)
     app.include_router(results.router, prefix=_API)
     app.include_router(archive_api.router, prefix=_API)
+    app.include_router(support_api.router, prefix=_API)
     _add_health(app, place)
     _add_login(app, place)
     _add_errors(app)

@@ -29,6 +29,13 @@ export const run = (wish) => send("POST", "/jobs", wish);
 export const job = (id) => call("GET", `/jobs/${id}`);
 export const cancel = (id) => call("POST", `/jobs/${id}/cancel`);
 export const result = (id) => call("GET", `/jobs/${id}/result`);
+export const sendings = (id) => call("GET", `/jobs/${id}/sendings`);
+export const sendQuestion = (id, destination) => call("GET", `/jobs/${id}/sendings/${destination}`);
+export const sendTo = (id, destination) => send("POST", `/jobs/${id}/sendings`, { destination, confirmed: true });
+export const review = (id, rejected, comment) => send("POST", `/jobs/${id}/review`, { rejected, comment });
+export const supportSets = () => call("GET", "/support-sets");
+export const makeSupportSet = (wish) => send("POST", "/support-sets", wish);
+export const removeSupportSet = (id) => call("DELETE", `/support-sets/${id}`);
 export const correct = (id, bytes) =>
   call("POST", `/jobs/${id}/corrections`, bytes, { "Content-Type": "application/octet-stream" });
 

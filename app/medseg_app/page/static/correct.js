@@ -19,23 +19,29 @@ export async function correctScreen(app) {
     else viewer.liftPen();
   }, { class: "main", "aria-pressed": "false", id: "ms-paint" });
   const save = button(t("correct.save"), () => app.trying(() => keep(app), () => app.go("review")), { id: "ms-save" });
+  app.step = (direction) => viewer.step(direction);
   await viewer.beginDrawing(api.fileAddress(app.run, "view/main.nii"), () => say(t("correct.paint")));
   return [
     title(t("correct.title")), el("p", {}, t("correct.hint")),
     labelled(t("correct.label"), label), labelled(t("correct.size"), size),
     el("label", { class: "inline" }, fill, t("correct.fill")),
-    el("p", {}, paint, " ", button(t("correct.undo"), () => viewer.step(-1)), " ", button(t("correct.redo"), () => viewer.step(1))),
+    el("p", {}, paint, " ", button(t("correct.undo"), () => app.step(-1)), " ", button(t("correct.redo"), () => app.step(1))),
     save,
   ];
 }
 
 async function keep(app) {
   const bytes = await app.viewer.drawing();
+  await corrected(app, () => api.correct(app.run, bytes));
+  say(t("correct.saved", app.result.manifest.correction.changed_voxels));
+}
+
+/** Wait for a corrected label map and review it. */
+export async function corrected(app, begin) {
   app.wait(t("run.correcting"));
-  const job = await api.correct(app.run, bytes);
+  const job = await begin();
   const ended = await api.follow(job.id, () => null);
   if (ended.state !== "done") throw new Error(ended.reason);
   app.use({ run: job.id });
   await app.go("review");
-  say(t("correct.saved", app.result.manifest.correction.changed_voxels));
 }

@@ -19,7 +19,8 @@ function row(app, upload, jobs, number) {
   const show = button(t("history.show_name"), () => { name.textContent = upload.name; show.remove(); }, { class: "quiet" });
   const at = (seconds) => new Date(1000 * seconds).toLocaleString();
   const looked = jobs.find((job) => job.kind === "check" && job.state === "done");
-  const runs = jobs.filter((job) => job.kind !== "check");
+  const runs = jobs.filter((job) => !["check", "support"].includes(job.kind));
+  const examples = jobs.some((job) => job.kind === "support");
   const open = (run) => app.trying(async () => {
     app.use({ upload: upload.id, wish: looked.request, check: looked.id, run: run?.id ?? null });
     await app.go(!run ? "check" : run.ended === null ? "run" : "review");
@@ -31,9 +32,9 @@ function row(app, upload, jobs, number) {
   }));
   return el("tr", {}, el("th", { scope: "row" }, name, " ", show), el("td", {}, at(upload.created)),
     el("td", {}, runs.map((job) => {
-      const text = `${job.request.model ?? t("page.correct")}: ${job.state}`;
+      const text = `${job.kind === "correct" ? t("history.corrected", job.request.model) : job.request.model}: ${job.state}`;
       return el("div", {}, looked && (job.state === "done" || job.ended === null) ? button(text, () => open(job), { class: "quiet" }) : text);
     })),
     el("td", {}, at(upload.removed_after)),
-    el("td", {}, looked ? button(t("history.open"), () => open(null)) : null, " ", button(t("history.delete"), remove)));
+    el("td", {}, examples ? button(t("history.examples"), () => app.go("examples")) : looked ? button(t("history.open"), () => open(null)) : null, " ", button(t("history.delete"), remove)));
 }

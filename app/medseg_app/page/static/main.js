@@ -1,13 +1,17 @@
 // The page: which screen is open, which image is shown, what the keys do.
 
 import * as api from "./api.js";
+import { archivePart } from "./archive.js";
 import { Bar } from "./bar.js";
 import { checkScreen } from "./check.js";
 import { chooseScreen } from "./choose.js";
 import { correctScreen } from "./correct.js";
 import { button, el, loadWords, say, t } from "./dom.js";
+import { examplesScreen } from "./examples.js";
 import { historyScreen } from "./history.js";
+import { markScreen, marking } from "./mark.js";
 import { openScreen } from "./open.js";
+import { PictureMarks } from "./picturemarks.js";
 import { PlainViewer } from "./plain.js";
 import { reportScreen } from "./report.js";
 import { reviewScreen } from "./review.js";
@@ -15,10 +19,12 @@ import { runScreen } from "./run.js";
 import { Viewer, hasWebGL2 } from "./viewer.js";
 
 const SCREENS = {
-  open: openScreen, check: checkScreen, choose: chooseScreen, run: runScreen, review: reviewScreen,
-  correct: correctScreen,
-  report: reportScreen, history: historyScreen,
+  open: openScreen, check: checkScreen, choose: chooseScreen, mark: markScreen, run: runScreen, review: reviewScreen,
+  correct: correctScreen, report: reportScreen, examples: examplesScreen, history: historyScreen,
 };
+const ALWAYS = ["open", "examples", "history"]; // screens that need no image
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+const SENDING = ["review", "report"]; // screens from which a result can be sent
 const KEPT = "medseg"; // session storage: numbers of jobs only
 
 class App {
@@ -33,6 +39,10 @@ class App {
   hidden = new Set();
   opacity = 0.5;
   shown = null; // number of the look whose image stands in the viewer
+  marking = null; // what is being marked, for which model
+  marks = null; // where marks are set and drawn, while that screen is open
+  basket = []; // cases for a support set that is to be made
+  step = () => null; // back (-1) or forth (1), on screens that can
 
   constructor(root) {
     this.root = root;
@@ -58,6 +68,7 @@ class App {
   use(change) {
     Object.assign(this, change);
     Object.assign(this, { refused: null, found: "check" in change ? null : this.found, result: null, hidden: new Set() });
+    if ("check" in change) this.marking = null;
     const { upload, check, run, wish } = this;
     sessionStorage.setItem(KEPT, JSON.stringify({ upload, check, run, wish }));
   }
@@ -67,11 +78,13 @@ class App {
       this.viewer.endDrawing();
       this.shown = null;
     }
-    this.screen = name;
+    this.marks?.end();
+    Object.assign(this, { screen: name, marks: null, step: () => null });
     await this.#load();
     if (!this.#reachable(name)) return this.go("open");
     await this.#view();
-    this.content.replaceChildren(...(await SCREENS[name](this)).flat().filter(Boolean));
+    const parts = [...(await SCREENS[name](this)), SENDING.includes(name) && this.result ? await archivePart(this) : null];
+    this.content.replaceChildren(...parts.flat().filter(Boolean));
     for (const [one, step] of Object.entries(this.steps)) {
       step.disabled = !this.#reachable(one);
       if (one === name) step.setAttribute("aria-current", "step");
@@ -117,7 +130,8 @@ class App {
     let done = true;
     if (event.key === "?") this.help();
     else if (event.key === " " && !this.frame.hidden && event.target.type !== "checkbox") this.setOpacity(this.opacity ? 0 : 0.5);
-    else if (this.screen === "correct" && (event.key === "z" || event.key === "y")) this.viewer.step(event.key === "z" ? -1 : 1);
+    else if (["correct", "mark"].includes(this.screen) && (event.key === "z" || event.key === "y")) this.step(event.key === "z" ? -1 : 1);
+    else if (this.marks instanceof PictureMarks && ARROWS[event.key]) this.marks.move(...ARROWS[event.key]);
     else done = !this.frame.hidden && this.bar ? this.bar.key(event) : false;
     if (done) event.preventDefault();
   }
@@ -135,6 +149,11 @@ class App {
     this.viewer.setHidden(this.hidden);
   }
 
+  async showLabels() {
+    await this.viewer.showLabels(api.fileAddress(this.run, "view/main.nii"), this.result.labels);
+    if (this.hidden.size) this.viewer.setHidden(this.hidden);
+  }
+
   compare() {
     return this.overlay(() => this.viewer.compare(api.fileAddress(this.run, "view/main.nii")));
   }
@@ -142,6 +161,21 @@ class App {
   async overlay(show) {
     this.viewer.hideOverlay();
     await show();
+  }
+
+  /** Begin to mark for a model; `request` of an earlier run brings its marks along. */
+  mark(card, request) {
+    if (request || this.marking?.card.name !== card.name) this.marking = marking(card, request);
+    return this.go("mark");
+  }
+
+  beginMarking(hooks) {
+    if (this.found.kind === "picture") this.marks = new PictureMarks(this.frame.querySelector("img"), hooks);
+    else {
+      this.bar.tool.value = "crosshair";
+      this.viewer.setTool("crosshair");
+      this.marks = this.viewer.marks(hooks);
+    }
   }
 
   showPicture(name) {
@@ -152,7 +186,8 @@ class App {
   }
 
   #reachable(name) {
-    if (name === "open" || name === "history") return true;
+    if (ALWAYS.includes(name)) return true;
+    if (name === "mark") return Boolean(this.marking && this.found);
     if (name === "check") return Boolean(this.found || this.refused);
     if (name === "correct") return Boolean(this.result?.labels.length && this.viewer?.beginDrawing);
     if (name === "choose") return Boolean(this.found?.models);
@@ -168,28 +203,30 @@ class App {
     }
     if (this.run && !this.result && (await api.job(this.run)).state === "done") this.result = await api.result(this.run);
     const untrained = this.result && this.result.manifest.model?.trained === false;
-    this.banner.hidden = !untrained;
+    this.banner.hidden = !untrained || ALWAYS.includes(this.screen);
     this.banner.textContent = untrained ? this.root.dataset.untrained : "";
   }
 
   /** The image, and over it what came of it, where the screen has room for them. */
   async #view() {
-    const wanted = this.found?.facts && !this.refused && !["open", "history"].includes(this.screen);
+    const wanted = this.found?.facts && !this.refused && !ALWAYS.includes(this.screen);
     this.frame.hidden = !wanted;
     this.root.classList.toggle("with-viewer", Boolean(wanted));
-    const key = `${this.check} ${this.result ? this.run : ""}`;
+    const over = this.screen === "mark" && !this.result?.labels.length ? null : this.result; // nothing lies over what is marked but labels
+    const plain = this.screen === "mark" && this.found?.kind === "picture"; // a picture is marked without its overlay
+    const key = `${this.check} ${over && !plain ? this.run : ""}`;
     if (!wanted || this.shown === key) return;
     this.shown = key;
     if (this.found.kind === "picture") {
       this.bar = null;
       this.viewer = null;
-      this.showPicture(this.result ? ["overlay.png", "restored.png"].find((name) => this.result.files.includes(name)) : "");
+      this.showPicture(over && !plain ? ["overlay.png", "restored.png"].find((name) => over.files.includes(name)) : "");
       return;
     }
-    await this.trying(() => this.#volume());
+    await this.trying(() => this.#volume(over));
   }
 
-  async #volume() {
+  async #volume(over) {
     if (!this.viewer) {
       this.stage = el("div", { class: "stage-place" });
       this.viewer = hasWebGL2() ? new Viewer(this.stage, this.root.dataset.restoredMark) : new PlainViewer(this.stage);
@@ -198,8 +235,8 @@ class App {
     await this.viewer.showImage(api.fileAddress(this.check, "view.nii"));
     this.bar = new Bar(this.viewer, this.found.facts.modality, this.frame);
     this.frame.replaceChildren(this.bar.element, this.stage);
-    if (!this.result) return;
-    if (this.result.labels.length) await this.viewer.showLabels(api.fileAddress(this.run, "view/main.nii"), this.result.labels);
+    if (!over) return;
+    if (over.labels.length) await this.showLabels();
     else await this.compare();
   }
 }

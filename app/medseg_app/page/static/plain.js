@@ -1,7 +1,8 @@
 // The viewer where there is no WebGL 2: three planes on plain canvases with sliders, the same face as `Viewer`.
 
 import { el, t } from "./dom.js";
-import { readNifti, sampler } from "./nifti.js";
+import { readNifti, sampler, worlds } from "./nifti.js";
+import { PlainMarks } from "./plainmarks.js";
 
 const PLANES = [
   { name: "axial", across: 0, down: 1, through: 2, letters: ["R", "L", "A", "P"] },
@@ -21,6 +22,7 @@ export class PlainViewer {
   async showImage(address) {
     this.image = await readNifti(address);
     this.at = sampler(this.image);
+    this.world = worlds(this.image);
     this.size = this.image.order.map((axis) => this.image.shape[axis]);
     this.step = this.image.order.map((axis) => this.image.spacing[axis]);
     this.range = this.autoRange();
@@ -40,6 +42,16 @@ export class PlainViewer {
 
   async showChange() { /* the table tells what was changed; it takes colours and a second volume to show it */ }
   async showRegions() {}
+  async showDoubt(address) {
+    const percent = sampler(await readNifti(address));
+    this.overlay = (...at) => Math.min(1, percent(...at));
+    this.colors = new Map([[1, [255, 200, 60]]]);
+    this.draw();
+  }
+  marks(hooks) {
+    this.marked = new PlainMarks(this, hooks);
+    return this.marked;
+  }
   async compare(address) { await this.showImage(address); }
   hideOverlay() { this.overlay = null; this.draw(); }
   setOpacity(value) { this.opacity = value; this.draw(); }
@@ -67,6 +79,7 @@ export class PlainViewer {
   draw() {
     if (!this.image) return;
     for (const plane of this.planes) this.#drawPlane(plane);
+    this.marked?.draw();
   }
 
   #plane(plane) {

@@ -2,6 +2,7 @@
 
 /* global niivue */
 import { el, t } from "./dom.js";
+import { VolumeMarks } from "./volumemarks.js";
 
 const VIEWS = { axial: 0, coronal: 1, sagittal: 2, planes: 3, render: 4 };
 const TOOLS = { crosshair: "crosshair", contrast: "contrast", distance: "measurement", angle: "angle", pan: "pan" };
@@ -56,6 +57,7 @@ export class Viewer {
     await this.#attach(this.first);
     this.nv.onLocationChange = (told) => { this.place.textContent = where(told, this.nv.volumes); };
     this.#comparing(false);
+    this.place.textContent = "";
     await this.nv.loadVolumes([{ url: address, name: "view.nii" }]);
     this.auto = [this.nv.volumes[0].cal_min, this.nv.volumes[0].cal_max];
     this.setView(this.view);
@@ -89,6 +91,18 @@ export class Viewer {
     await this.#over(address, { colormap: "random" });
     this.nv.setOpacity(1, 0.45);
     this.nv.updateGLVolume();
+  }
+
+  /** Where runs without one of the examples differ: nothing where they agree, brighter the more they are divided. */
+  async showDoubt(address) {
+    await this.#over(address, { colormap: "hot" });
+    Object.assign(this.nv.volumes[1], { cal_min: 1, cal_max: 100 });
+    this.nv.setOpacity(1, 0.8);
+    this.nv.updateGLVolume();
+  }
+
+  marks(hooks) {
+    return new VolumeMarks(this.first.frame, this.nv, hooks);
   }
 
   /** The restored image in a second view on top, cut off at the slider; the mark stays whatever is done. */
