@@ -88,7 +88,7 @@ def followed(network: Sam2Sgp, task: Task) -> tuple[Tensor, Tensor]:
     support = network.support(task.examples.expand(colour), task.outlines)
     features = network.features(task.queries.expand(colour))
     order = network.nearest(features.deep, support, EXAMPLES)
-    found = network.segment(features, support.memories.chosen(order)).logits > 0
+    found = network.segment(features, support.chosen(order)).logits > 0
     return found, task.outlines[alike(task)] > 0
 
 

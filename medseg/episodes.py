@@ -24,6 +24,7 @@ _BEYOND = 2  # slices kept on both sides of those that are used, for what blurs 
 _FEWEST = 12 / 128**2  # share of an example that its structure covers
 _VOXEL = 1.5  # mm, of anatomies that never were
 _TRIES = 8
+SIDES = 3  # right, left, neither
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +62,17 @@ class Episode(NamedTuple):
     Args:
         images: Examples, then queries, (n, side, side), as prepared for inference.
         masks: The structure, 0 or 1, alike.
+        parts: What each pixel is of, alike, int64: `SIDES` times its tissue, and 0 right, 1 left, 2 neither.
     """
 
     images: Tensor
     masks: Tensor
+    parts: Tensor
+
+    @staticmethod
+    def of(drawn: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Episode:
+        """From images, masks and parts, one behind the other."""
+        return Episode(*(torch.cat(column) for column in zip(*drawn, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -168,11 +176,11 @@ def draw_anatomical(
         for _ in range(1 if query else _TRIES):  # an example without the structure says nothing
             others = asked if query and asked else anatomies
             subject, middle = _place(others, structure, level, how, axis, generator, away=how.away if query else 0)
-            image, mask = paint(subject, structure, middle, queries if sequence and query else 1)
-            if float(mask.mean()) >= _FEWEST:
+            image = paint(subject, structure, middle, queries if sequence and query else 1)
+            if float(image[1].mean()) >= _FEWEST:
                 break
-        drawn.append((image, mask))  # pyright: ignore[reportPossiblyUnboundVariable] # one try at least
-    return Episode(torch.cat([image for image, _ in drawn]), torch.cat([mask for _, mask in drawn]))
+        drawn.append(image)  # pyright: ignore[reportPossiblyUnboundVariable] # one try at least
+    return Episode.of(drawn)
 
 
 def _place(
@@ -219,7 +227,7 @@ def draw_invented(
     paint = _Paint(tissues, varied, how, 2, generator, voxel=_VOXEL)
     counts = [1] * examples + ([queries] if sequence else [1] * queries)
     drawn = [paint(subject, structure, subject.centre, count) for count in counts]
-    return Episode(torch.cat([image for image, _ in drawn]), torch.cat([mask for _, mask in drawn]))
+    return Episode.of(drawn)
 
 
 def invented_subject(regions: int, how: EpisodeOptions, generator: torch.Generator) -> Subject:
@@ -292,8 +300,8 @@ class _Paint:
 
     def __call__(
         self, subject: Subject, structure: Structure, middle: tuple[float, float, float], count: int
-    ) -> tuple[Tensor, Tensor]:
-        """`count` neighbouring slices and masks, (count, side, side) each."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`count` neighbouring slices, masks and parts, (count, side, side) each."""
         side = self.how.side
         crop = [side, side, side]
         crop[self.axis] = count + 2 * _BEYOND
@@ -303,10 +311,9 @@ class _Paint:
         options = replace(self.synthesis, crop=cast(tuple[int, int, int], tuple(crop)))
         sample = synthesise(subject, self.tissues, options, self.generator, centre=middle, means=means)
         used = slice(_BEYOND, _BEYOND + count)
-        image, mask = (
-            x.movedim(self.axis, 0)[used] for x in (sample.image, structure.mask(sample.target, sample.side))
-        )
-        return image.clamp(0, 1), mask
+        image, target, of_side = (x.movedim(self.axis, 0)[used] for x in (sample.image, sample.target, sample.side))
+        parts = SIDES * target.long() + of_side.long().clamp(max=2)
+        return image.clamp(0, 1), structure.mask(target, of_side), parts
 
 
 def _quantiles(places: tuple[np.ndarray, ...]) -> np.ndarray:

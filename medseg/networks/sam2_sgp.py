@@ -10,7 +10,7 @@ m memory channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from medseg.networks.sam2_decoder import Drawing
 from medseg.networks.sam2_memory import Memories
 from medseg.networks.sam2_sgp_decoder import FinalMasks, Guidance, SecondDecoder
 from medseg.networks.sam2_sgp_lora import LoraProjection, add_lora
+from medseg.networks.sam2_sgp_matching import Marks, Matcher
 from medseg.weights import fill
 
 EMPTY_BOX = 1023.0  # far corner that the released code gives an empty pseudo mask, whatever its size
@@ -45,11 +46,33 @@ class Support(NamedTuple):
         deep: Embeddings, (S, C, g, g).
         memory: (S, m, g, g).
         memories: The same as tokens, with their keys.
+        marks: Descriptors of their places; None in a network without a matcher.
     """
 
     deep: Tensor
     memory: Tensor
     memories: Memories
+    marks: Marks | None
+
+    def chosen(self, which: Tensor) -> Recalled:
+        """The K images that each query reads, `which` (B, K)."""
+        return Recalled(self.memories.chosen(which), None if self.marks is None else self.marks.chosen(which))
+
+
+class Recalled(NamedTuple):
+    """What queries read.
+
+    Args:
+        memories: Of their examples and, behind them, of slices segmented before.
+        marks: Of their examples.
+    """
+
+    memories: Memories
+    marks: Marks | None
+
+    def behind(self, bank: Sequence[Memories]) -> Recalled:
+        """With slices that were segmented before."""
+        return Recalled(Memories.joined([self.memories, *bank]), self.marks)
 
 
 class Segmented(NamedTuple):
@@ -84,6 +107,8 @@ class Sam2Sgp(Sam2Parts):
             certain as a mask can be.
         bank_size: Segmented slices that are kept in memory.
         box_threshold: Logit above which the pseudo mask counts for its box.
+        matching: Width of the descriptors by which places of a query are matched to those of the support set, ours; 0
+            leaves it out, as published.
         changes: Fields of `Sam2Config` that differ from the preset.
 
     Raises:
@@ -103,6 +128,7 @@ class Sam2Sgp(Sam2Parts):
         support_logits: Literal["released", "binary"] = "released",
         bank_size: int = 16,
         box_threshold: float = 0.5,
+        matching: int = 0,
         **changes: Any,
     ) -> None:
         super().__init__(preset, **{"version": "2.0", **changes})
@@ -121,11 +147,17 @@ class Sam2Sgp(Sam2Parts):
             mlp_dim=config.decoder_mlp_dim,
             iou_hidden=config.iou_hidden,
         )
+        self.matcher = Matcher(config.channels, matching) if matching else None
         if lora_rank:
             add_lora(self.image_encoder.trunk, lora_rank)
         mean, std = (MEAN, STD) if normalise == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
         for name, colour in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(colour)[:, None, None], persistent=False)
+
+    def encoding(self) -> list[nn.Parameter]:
+        """What the features of an image depend on."""
+        parts = (self.image_encoder, self.sam_mask_decoder.conv_s0, self.sam_mask_decoder.conv_s1)
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def features(self, images: Tensor) -> Features:
         """Features of images, (B, 3, side, side), 0..1, side a multiple of 32."""
@@ -133,15 +165,20 @@ class Sam2Sgp(Sam2Parts):
 
     def support(self, images: Tensor, masks: Tensor) -> Support:
         """Encode a support set: images (S, 3, side, side), 0..1, and masks (S, 1, side, side), 0 or 1."""
-        return self.support_of(self.features(images).deep, masks)
+        return self.support_of(self.features(images), masks)
 
-    def support_of(self, deep: Tensor, masks: Tensor) -> Support:
-        """The same from embeddings (S, C, g, g) that are known, and masks (S, 1, side, side)."""
+    def support_of(self, features: Features, masks: Tensor) -> Support:
+        """The same from features that are known, and masks (S, 1, side, side)."""
+        memory = self.outlined(features.deep, masks)
+        marks = None if self.matcher is None else Marks.of(self.matcher(features), masks)
+        return Support(features.deep, memory, self.remember(memory), marks)
+
+    def outlined(self, deep: Tensor, masks: Tensor) -> Tensor:
+        """Memory of embeddings (S, C, g, g) with masks (S, 1, side, side), 0 or 1, to (S, m, g, g)."""
         logits = masks.to(deep.dtype)
         if self.binary_support:
             logits = 40 * logits - 20  # beyond these, the sigmoid is 0 and 1 in float32
-        memory = self.memory(deep, logits)
-        return Support(deep, memory, self.remember(memory))
+        return self.memory(deep, logits)
 
     def similarity(self, deep: Tensor, support: Support) -> Tensor:
         """Share of each support image in the likeness to a query, (B, C, g, g) to (B, S), each row adding up to 1.
@@ -167,22 +204,40 @@ class Sam2Sgp(Sam2Parts):
         features = self.features(images)
         if chosen is None:
             chosen = self.nearest(features.deep, support, count)
-        return self.segment(features, support.memories.chosen(chosen))
+        return self.segment(features, support.chosen(chosen))
 
-    def segment(self, features: Features, memories: Memories) -> Segmented:
+    def segment(self, features: Features, recalled: Recalled) -> Segmented:
         """Both decoders on features that read memories: pseudo mask, its box, result."""
-        embedding = self.condition(features.deep, memories)
+        embedding = self.condition(features.deep, recalled.memories)
         grid = (embedding.shape[2], embedding.shape[3])
         places = self.sam_prompt_encoder.dense_pe(grid)
-        sparse, dense = self.sam_prompt_encoder(grid)
+        matched = self._matched(features, recalled.marks)
+        sparse, dense = self.sam_prompt_encoder(grid, masks=matched)
         finer = (features.fine, features.middle)
         first = self.sam_mask_decoder.drawing(embedding, places, sparse, dense, finer)
         pseudo, _ = first.single(training=self.training)
+        if matched is not None:
+            pseudo = pseudo + matched
         side = PATCH * grid[0]
         box = self.box(pseudo.detach(), side)
         prompts = self.sam_prompt_encoder(grid, boxes=box)
         final = self.mask_decoder2(embedding, places, prompts, pseudo, first.feature)
-        return Segmented(final.logits, pseudo, box, embedding, first, final)
+        return Segmented(self._corrected(pseudo, final.logits), pseudo, box, embedding, first, final)
+
+    def _matched(self, features: Features, marks: Marks | None) -> Tensor | None:
+        """Logits of the match, (B, 1, 4 g, 4 g); None in a network without a matcher."""
+        if self.matcher is None:
+            return None
+        if marks is None:
+            raise ValueError("a network with a matcher needs the marks of its support set")
+        return self.matcher.match(self.matcher(features), marks)
+
+    def _corrected(self, pseudo: Tensor, final: Tensor) -> Tensor:
+        """The result: with a matcher and the gate, the second decoder corrects the pseudo mask, else it replaces it."""
+        if self.matcher is None or self.mask_decoder2.mask_slope is None:
+            return final
+        size = (final.shape[2], final.shape[3])
+        return final + self.matcher.kept * F.interpolate(pseudo, size, mode="bilinear", align_corners=False)
 
     def box(self, pseudo: Tensor, side: int) -> Tensor:
         """Box around the pseudo mask (B, 1, 4 g, 4 g) in pixels of an image of `side`; the image if it is empty."""
@@ -208,7 +263,7 @@ class Sam2Sgp(Sam2Parts):
         for number in range(len(volume)):
             features = self.features(volume[number : number + 1])
             which = self.nearest(features.deep, support, count) if chosen is None else chosen[number : number + 1]
-            found = self.segment(features, Memories.joined([support.memories.chosen(which), *bank]))
+            found = self.segment(features, support.chosen(which).behind(bank))
             if self.bank_size:
                 bank = [*bank, self.remember(self.memory(found.embedding, found.logits))][-self.bank_size :]
             yield found
@@ -258,7 +313,8 @@ def load_published(network: Sam2Sgp, checkpoint: Mapping[str, Any]) -> list[str]
     if any(isinstance(module, LoraProjection) for module in network.modules()):
         state = {_wrapped(key): x for key, x in state.items()}
     adapted = any(key.startswith("mask_decoder2.") for key in state)
-    added = {key for key in wanted if key in LATER or key == "mask_decoder2.mask_slope"}
+    ours = ("mask_decoder2.mask_slope", "matcher.")
+    added = {key for key in wanted if key in LATER or key.startswith(ours)}
     if not adapted:
         added |= {key for key in wanted if key.startswith("mask_decoder2.") or ".qkv.linear_" in key}
     kept = sorted(added - state.keys())

@@ -127,8 +127,8 @@ class SupportSegmentation(Pipeline[SupportRecipe]):
         started = monotonic()
         pixels = torch.full((1, 3, side, side), 0.5, device=self.device)
         features = self._net.features(pixels)
-        memory = self._net.support_of(features.deep, pixels[:, :1]).memories
-        self._net.segment(features, memory)
+        support = self._net.support_of(features, pixels[:, :1])
+        self._net.segment(features, support.chosen(torch.zeros((1, 1), dtype=torch.long, device=self.device)))
         runs = 1 + self.recipe.inference.resamples
         return RunPlan(
             grid=(side, side, slices),

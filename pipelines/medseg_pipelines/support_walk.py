@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from medseg.errors import ModelMissing
 from medseg.geometry import Chain, Pad, Resample
 from medseg.networks.sam2 import Features
 from medseg.networks.sam2_memory import Memories
-from medseg.networks.sam2_sgp import Sam2Sgp
+from medseg.networks.sam2_sgp import Recalled, Sam2Sgp
+from medseg.networks.sam2_sgp_matching import Marks
 from medseg.volume import Grid, Volume
 from medseg.weights import save_weights
 from medseg_pipelines.home import home
@@ -70,11 +72,24 @@ class Pool:
         likeness: Their embeddings, flat and of length 1, (S, N), float16.
         memory: (S, m, g, g).
         case: Number of the case of each, (S,).
+        marks: Where a network matches places; float16.
     """
 
     likeness: Tensor
     memory: Tensor
     case: Tensor
+    marks: Marks | None
+
+    @staticmethod
+    def of(examples: Sequence[_Example], device: torch.device) -> Pool:
+        """All slices of one structure."""
+        marks = [each.marks for each in examples if each.marks is not None]
+        return Pool(
+            torch.cat([each.likeness for each in examples]),
+            torch.cat([each.memory for each in examples]),
+            torch.tensor([each.case for each in examples], device=device),
+            Marks(*(torch.cat(column) for column in zip(*marks, strict=True))) if marks else None,
+        )
 
     def nearest(self, deep: Tensor, without: Sequence[int | None], count: int) -> Tensor:
         """The slices most like a query (1, C, g, g), for each run without a case, (runs, K)."""
@@ -174,7 +189,8 @@ class Walk:
                 for layers in zip(*(k.keys for k in keys), strict=True)
             ],
         )
-        found = network.segment(spread, Memories.joined([examples, *bank]))
+        marks = None if pool.marks is None else pool.marks.chosen(chosen).full()
+        found = network.segment(spread, Recalled(examples, marks).behind(bank))
         if network.bank_size:
             bank.append(network.remember(network.memory(found.embedding, found.logits)))
             del bank[: -network.bank_size]
@@ -203,26 +219,33 @@ def pools_of(support: SupportSet, network: Sam2Sgp, *, weights: str, side: int, 
     """
     extent = support.extent if support.card.kind == "volumes" else 0.0  # pictures have no common scale
     cache = support.cache or home() / "support-cache"
-    parts: dict[int, list[tuple[Tensor, Tensor, int]]] = {label.id: [] for label in support.card.labels}
+    parts: dict[int, list[_Example]] = {label.id: [] for label in support.card.labels}
     for number, case in enumerate(support.cases):
         frame = SliceFrame.of(case.labels.shape[1:3], case.spacing, side, extent)
         key = hashlib.sha256(f"{weights} {side} {extent!r} {case.digest()}".encode()).hexdigest()
-        deep = _embedded(case, frame, network, cache / f"{key}.safetensors", device)
+        known = _embedded(case, frame, network, cache / f"{key}.safetensors", device)
         for label, found in parts.items():
             for at in np.flatnonzero((case.labels == label).any((1, 2))).tolist():
                 mask = frame.enter((case.labels[at] == label).astype(np.uint8))
                 wanted = torch.from_numpy(mask).to(device)[None, None]
-                one = deep[at : at + 1].to(device).float()
-                memory = network.support_of(one, wanted).memory
-                found.append((F.normalize(one.flatten(1), dim=1).half(), memory, number))
-    return [
-        Pool(
-            torch.cat([likeness for likeness, _, _ in found]),
-            torch.cat([memory for _, memory, _ in found]),
-            torch.tensor([number for _, _, number in found], device=device),
-        )
-        for found in parts.values()
-    ]
+                found.append(_Example.of({name: x[at : at + 1] for name, x in known.items()}, wanted, network, number))
+    return [Pool.of(found, device) for found in parts.values()]
+
+
+class _Example(NamedTuple):
+    """One slice of a support set with one structure: likeness and memory as in `Pool`, its marks and its case."""
+
+    likeness: Tensor
+    memory: Tensor
+    marks: Marks | None
+    case: int
+
+    @staticmethod
+    def of(known: dict[str, Tensor], mask: Tensor, network: Sam2Sgp, case: int) -> _Example:
+        """From what `_embedded` keeps of the slice, and its mask (1, 1, side, side)."""
+        deep = known["deep"].to(mask.device).float()
+        marks = Marks.of(known["places"].to(mask.device), mask) if "places" in known else None
+        return _Example(F.normalize(deep.flatten(1), dim=1).half(), network.outlined(deep, mask), marks, case)
 
 
 def planes_of(image: NDArray[np.floating], frame: SliceFrame) -> NDArray[np.float32]:
@@ -231,21 +254,33 @@ def planes_of(image: NDArray[np.floating], frame: SliceFrame) -> NDArray[np.floa
     return np.stack([frame.enter(channel) for channel in channels])
 
 
-def _embedded(case: SupportCase, frame: SliceFrame, network: Sam2Sgp, path: Path, device: torch.device) -> Tensor:
-    """Embeddings of the slices of a case, (n, C, g, g), float16; kept in a file named by slices and weights."""
+def _embedded(
+    case: SupportCase, frame: SliceFrame, network: Sam2Sgp, path: Path, device: torch.device
+) -> dict[str, Tensor]:
+    """Of the slices of a case, `deep` (n, C, g, g) and, where places are matched, `places` (n, P, D); float16.
+
+    Kept in a file named by slices and weights.
+    """
     kept = _kept(path)
-    if kept is not None and len(kept) == len(case.images):
+    if len(kept.get("deep", ())) == len(case.images):
         return kept
-    slices = [torch.from_numpy(planes_of(image, frame)).to(device).expand(3, -1, -1)[None] for image in case.images]
-    deep = torch.cat([network.features(pixels).deep.half().cpu() for pixels in slices])
+    found: dict[str, list[Tensor]] = {}
+    matcher = network.matcher
+    for image in case.images:
+        pixels = torch.from_numpy(planes_of(image, frame)).to(device).expand(3, -1, -1)[None]
+        features = network.features(pixels)
+        found.setdefault("deep", []).append(features.deep.half().cpu())
+        if matcher is not None:
+            found.setdefault("places", []).append(matcher(features).half().cpu())
+    known = {name: torch.cat(column) for name, column in found.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights({"deep": deep}, path)
-    return deep
+    save_weights(known, path)
+    return known
 
 
-def _kept(path: Path) -> Tensor | None:
-    """What an earlier run kept; None where there is nothing or it is damaged."""
+def _kept(path: Path) -> dict[str, Tensor]:
+    """What an earlier run kept; nothing where there is none or it is damaged."""
     try:
-        return read_checkpoint(path).get("deep")
+        return dict(read_checkpoint(path))
     except ModelMissing:
-        return None
+        return {}

@@ -15,7 +15,7 @@ from medseg.io import write
 from medseg_pipelines.load import load_recipe
 from medseg_pipelines.training import course_of, train
 from medseg_pipelines.training.episodes import SupportCourse, SupportTrainer, _others
-from tiny_support import support_recipe
+from tiny_support import NETWORK, support_recipe
 
 TRAINING: dict[str, Any] = {
     "kind": "support-set",
@@ -72,6 +72,7 @@ def test_step_n_depends_on_the_seed_and_n_alone_and_never_asks_for_what_is_unnam
     assert first.examples.shape[0] == 2
     assert first.examples.shape[2:] == (1, 32, 32)
     sampler = course.images(files)
+    assert all(set((sampler[step].parts // 3).unique().tolist()) <= {-1, 0, 1, 2} for step in range(2)), "3 is unnamed"
     assert getattr(sampler, "asked") == [1, 2]  # noqa: B009 - the type of the base class does not know it
 
 
@@ -92,6 +93,22 @@ def test_both_orders_of_queries_teach_the_whole_network(data: Path, tmp_path: Pa
     assert seen == {True, False}
 
 
+def test_matching_teaches_encoder_and_descriptors_and_masks_teach_the_rest(data: Path, tmp_path: Path) -> None:
+    stages = [{"steps": 1, "side": 32, "learn": "matching"}, {"steps": 2, "side": 32, "rate": 0.5}]
+    content = support_recipe(training=TRAINING | {"stages": stages})
+    content["network"] = {"name": "sam2-sgp", "options": NETWORK | {"matching": 4}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    course = course_of(tmp_path)
+    trainer, sampler = course.trainer("cpu"), course.images(course.files(data))
+    for teaches_places in (True, False, False):
+        before = {name: x.detach().clone() for name, x in trainer.network.named_parameters()}
+        trainer.learn(sampler[trainer.step])
+        moved = {name for name, x in trainer.network.named_parameters() if not torch.equal(x, before[name])}
+        places = {name for name in moved if name.startswith(("image_encoder.", "matcher.deep", "matcher.mix"))}
+        masks = {name for name in moved if name.startswith(("memory_encoder.", "mask_decoder2.", "matcher.kept"))}
+        assert (bool(places), bool(masks)) == (teaches_places, not teaches_places)
+
+
 def test_each_example_is_asked_of_all_the_others() -> None:
     assert _others(torch.tensor([[0, 1, 2], [3, 4, 5]])).tolist() == [[1, 2], [0, 2], [0, 1], [4, 5], [3, 5], [3, 4]]
 
@@ -104,6 +121,7 @@ def test_each_example_is_asked_of_all_the_others() -> None:
         ({"unnamed": ["spleen"]}, "no tissue is called spleen"),
         ({"stages": [{"steps": 1, "side": 48}]}, "sides must be multiples of 32"),
         ({"examples": [1, 3]}, "examples must rise from 2 on"),
+        ({"stages": [{"steps": 1, "side": 32, "learn": "matching"}]}, "matching needs a matcher"),
     ],
 )
 def test_wrong_options_are_told(data: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from medseg.episodes import Anatomy, Episode, EpisodeOptions, anatomy, draw_anatomical, draw_invented, draw_structure
+from medseg.episodes import (
+    SIDES,
+    Anatomy,
+    Episode,
+    EpisodeOptions,
+    anatomy,
+    draw_anatomical,
+    draw_invented,
+    draw_structure,
+)
 from medseg.errors import InputRefused, UsageError
 from medseg.geometry import to_ras, to_spacing
 from medseg.io import read
 from medseg.networks.sam2_memory import Memories
 from medseg.networks.sam2_sgp import Sam2Sgp, Segmented
+from medseg.networks.sam2_sgp_matching import CELL, Matcher, draw_places, matching_loss
 from medseg.networks.sam2_sgp_training import guided_loss, released_loss
 from medseg.synthesis import SynthesisOptions, Tissue, prepare_subject
 from medseg_pipelines.training.course import Course
-from medseg_pipelines.training.loop import Optimisation, Section, Trainer
+from medseg_pipelines.training.loop import Optimisation, Section, Trainer, learning_rate_at
 
 _EPOCHS = 40  # that the schedule of the published loss counts in one run
 
@@ -36,10 +46,16 @@ class TissueOptions(Section):
 
 
 class SupportStage(Section):
-    """A run of steps with one size of slices, in pixels."""
+    """A run of steps with one size of slices and one thing to learn; the rate rises and falls within it.
+
+    `matching` teaches encoder and matcher which places are alike, all parts of an image at once. `masks` teaches to
+    outline; in a network with a matcher, encoder and descriptors then stay as they are.
+    """
 
     steps: int = Field(ge=1)
-    side: int = Field(ge=32)
+    side: int = Field(ge=32)  # pixels
+    learn: Literal["matching", "masks"] = "masks"
+    rate: float = Field(default=1.0, gt=0)  # times the learning rate of the run
 
 
 class SupportOptions(Optimisation):
@@ -64,6 +80,14 @@ class SupportOptions(Optimisation):
         """Of the whole run."""
         return sum(stage.steps for stage in self.stages)
 
+    def stage(self, step: int) -> tuple[SupportStage, int]:
+        """To which stage a step of the run belongs, and which of its steps it is."""
+        for stage in self.stages[:-1]:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        return self.stages[-1], step
+
     def groups(self) -> list[Tissue]:
         """The tissues as the generator wants them, each with its own number as target."""
         return [
@@ -84,6 +108,7 @@ class Tasks:
         queries: (tasks, Q, 1, side, side), 0..1.
         targets: Alike, 0 or 1.
         sequence: The queries of a task are neighbouring slices.
+        parts: Of examples and queries, as in `Episode`, (tasks, K + Q, side, side); -1 where training knows no name.
     """
 
     examples: Tensor
@@ -91,6 +116,7 @@ class Tasks:
     queries: Tensor
     targets: Tensor
     sequence: bool
+    parts: Tensor
 
 
 class TaskSampler(Dataset[Tasks]):
@@ -105,8 +131,8 @@ class TaskSampler(Dataset[Tasks]):
         self.anatomies, self.options = anatomies, options
         self.tissues = options.groups()
         self.synthesis = SynthesisOptions(**options.synthesis)
-        self.how = [EpisodeOptions(**options.episodes, side=s.side) for s in options.stages for _ in range(s.steps)]
         self.asked = [i for i, name in enumerate(options.tissues) if i and name not in options.unnamed]
+        self.unnamed = torch.tensor([i for i, name in enumerate(options.tissues) if name in options.unnamed])
 
     def __len__(self) -> int:
         return self.options.steps
@@ -115,11 +141,15 @@ class TaskSampler(Dataset[Tasks]):
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
         fewest, most = self.options.examples
         examples = fewest + int(torch.randint(most - fewest + 1, (), generator=generator))
-        sequence = float(torch.rand((), generator=generator)) < self.options.sequences
-        drawn = [self._task(self.how[step], examples, sequence, generator) for _ in range(self.options.tasks)]
-        images, masks = (torch.stack(column)[:, :, None] for column in zip(*drawn, strict=True))
+        stage, _ = self.options.stage(step)
+        chance = float(torch.rand((), generator=generator))
+        sequence = stage.learn == "masks" and chance < self.options.sequences
+        how = EpisodeOptions(**self.options.episodes, side=stage.side)
+        drawn = [self._task(how, examples, sequence, generator) for _ in range(self.options.tasks)]
+        images, masks, parts = (torch.stack(column) for column in zip(*drawn, strict=True))
+        shown, asked = slice(None, examples), slice(examples, None)
         return Tasks(
-            images[:, :examples], masks[:, :examples], images[:, examples:], masks[:, examples:], sequence=sequence
+            *(x[:, which, None] for which in (shown, asked) for x in (images, masks)), sequence=sequence, parts=parts
         )
 
     def _task(self, how: EpisodeOptions, examples: int, sequence: bool, generator: torch.Generator) -> Episode:
@@ -128,7 +158,8 @@ class TaskSampler(Dataset[Tasks]):
             return draw_invented(self.synthesis, how, **counts)
         axis = int(torch.randint(3, (), generator=generator))
         structure = draw_structure(self.anatomies, self.tissues, self.asked, how, axis=axis, generator=generator)
-        return draw_anatomical(self.anatomies, self.tissues, structure, self.synthesis, how, axis=axis, **counts)
+        drawn = draw_anatomical(self.anatomies, self.tissues, structure, self.synthesis, how, axis=axis, **counts)
+        return drawn._replace(parts=drawn.parts.where(~torch.isin(drawn.parts // SIDES, self.unnamed), -1))
 
 
 def load_anatomies(paths: list[Path], options: SupportOptions) -> list[Anatomy]:
@@ -163,7 +194,38 @@ class SupportTrainer(Trainer):
         super().__init__(network, options, total=options.steps, device=device)
         self.options = options
 
+    def learning_rate(self) -> float:
+        """Of this step of its stage."""
+        stage, at = self.options.stage(self.step)
+        return stage.rate * learning_rate_at(at, stage.steps, self.options)
+
+    def learn(self, sample: Tasks) -> float:
+        """One step of what its stage teaches; returns its loss."""
+        described = [] if self.network.matcher is None else self.network.matcher.described()
+        alike = self.options.stage(self.step)[0].learn == "matching"
+        self.network.requires_grad_(not alike)
+        for parameter in (*self.network.encoding(), *described):
+            parameter.requires_grad_(alike or not described)
+        return super().learn(sample)
+
     def loss(self, sample: Tasks) -> Tensor:
+        """What the stage of this step teaches."""
+        if self.options.stage(self.step)[0].learn == "matching":
+            return self._matching_loss(sample)
+        return self._mask_loss(sample)
+
+    def _matching_loss(self, sample: Tasks) -> Tensor:
+        """Places of each image are matched to those of some others of its task; the mean over tasks."""
+        network, matcher = self.network, cast(Matcher, self.network.matcher)
+        chance = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
+        pixels = _coloured(torch.cat((sample.examples, sample.queries), dim=1).to(self.device))
+        with self.autocast():
+            places = matcher(network.features(pixels)).unflatten(0, sample.parts.shape[:2])
+        parts = sample.parts[..., CELL // 2 :: CELL, CELL // 2 :: CELL].flatten(2)
+        tasks = zip(places, parts, strict=True)
+        return torch.stack([matching_loss(matcher, *draw_places(*task, chance)) for task in tasks]).mean()
+
+    def _mask_loss(self, sample: Tasks) -> Tensor:
         """Mean over all images of the loss that the recipe names; in a sequence each query reads those before it."""
         examples, outlines, queries, targets = (
             x.to(self.device) for x in (sample.examples, sample.outlines, sample.queries, sample.targets)
@@ -173,22 +235,24 @@ class SupportTrainer(Trainer):
         with self.autocast():
             known = network.features(_coloured(examples))
             asked = network.features(_coloured(queries))
-            memories = network.support_of(known.deep, outlines.flatten(0, 1)).memories
+            support = network.support_of(known, outlines.flatten(0, 1))
             number = torch.arange(tasks * count, device=examples.device).unflatten(0, (tasks, count))
-            found = network.segment(known, memories.chosen(_others(number)))
+            found = network.segment(known, support.chosen(_others(number)))
             losses = [self._judged(found, outlines.flatten(0, 1))] * count
-            bank = [memories.chosen(number[:, 1:])]
+            recalled = support.chosen(number[:, 1:])
+            bank: list[Memories] = []
             for place in range(after) if sample.sequence else ():
-                found = network.segment(asked.of(slice(place, None, after)), Memories.joined(bank))
+                found = network.segment(asked.of(slice(place, None, after)), recalled.behind(bank))
                 bank.append(network.remember(network.memory(found.embedding, found.logits)))
                 losses.append(self._judged(found, targets[:, place]))
             if not sample.sequence:
-                found = network.segment(asked, memories.chosen(number[:, 1:].repeat_interleave(after, dim=0)))
+                found = network.segment(asked, support.chosen(number[:, 1:].repeat_interleave(after, dim=0)))
                 losses += [self._judged(found, targets.flatten(0, 1))] * after
         return torch.stack(losses).mean()
 
     def _judged(self, found: Segmented, target: Tensor) -> Tensor:
-        epoch = self.step * _EPOCHS // self.total
+        stage, at = self.options.stage(self.step)
+        epoch = at * _EPOCHS // stage.steps
         if self.options.loss == "released":
             return released_loss(found.logits, target, epoch)
         return guided_loss(found, target, epoch)
@@ -249,4 +313,8 @@ class SupportCourse(Course[SupportOptions]):
         network = self.network()
         if not isinstance(network, Sam2Sgp):
             raise UsageError(f"training of support sets needs the network sam2-sgp, got '{self.recipe.network.name}'")
+        if network.matcher is None and any(stage.learn == "matching" for stage in self.options.stages):
+            raise UsageError(
+                f"recipe '{self.recipe.name}': training.stages: matching needs a matcher; set network.options.matching"
+            )
         return SupportTrainer(network, self.options, device=device)

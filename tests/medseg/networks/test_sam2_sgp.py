@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
 from medseg.networks import build_network
-from medseg.networks.sam2_sgp import DEAD, Sam2Sgp, adapted_parameters, load_published, mask_boxes
+from medseg.networks.sam2_sgp import DEAD, Recalled, Sam2Sgp, adapted_parameters, load_published, mask_boxes
 from medseg.networks.sam2_sgp_decoder import SecondDecoder
 from medseg.networks.sam2_sgp_lora import LoraProjection
 from medseg.networks.sam2_sgp_training import guided_loss, overlap, released_loss
@@ -152,6 +153,24 @@ def test_a_batch_equals_each_image_alone() -> None:
         together = network(images[:2], support).logits
         alone = torch.cat([network(image[None], support).logits for image in images[:2]])
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-4)
+
+
+def test_the_network_starts_from_the_match_and_needs_the_marks() -> None:
+    network = tiny(matching=4)
+    assert network.matcher is not None
+    images, masks = examples()
+    with torch.no_grad():
+        support = network.support(images[1:], masks[1:])
+        assert support.marks is not None
+        found = network(images[:1], support, count=2)
+        network.matcher.kept.data.fill_(0)
+        without = network(images[:1], support, count=2)
+        difference = F.interpolate(found.pseudo, (64, 64), mode="bilinear", align_corners=False)
+        with pytest.raises(ValueError, match="needs the marks"):
+            network.segment(network.features(images[:1]), Recalled(support.memories, None))
+    ratio = ((found.logits - without.logits) / difference).flatten()
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=1e-2)
+    assert tiny().matcher is None
 
 
 def test_slices_remember_at_most_the_bank_and_the_first_knows_only_the_examples() -> None:
