@@ -86,8 +86,8 @@ def plain_attention(state: State, name: str, x: Tensor, grid: tuple[int, int], t
     kv = (k_turned.mT * count**-0.5) @ (by_head(v) * count**-0.5)
     out = (q_turned @ kv * z).transpose(1, 2).flatten(2)
     lepe = state[f"{name}.lepe.weight"], state[f"{name}.lepe.bias"]
-    local = F.conv2d(v.mT.unflatten(2, grid), *lepe, padding=1, groups=x.shape[2])
-    return out + local.flatten(2).mT
+    local = F.conv2d(v.unflatten(1, grid).permute(0, 3, 1, 2), *lepe, padding=1, groups=x.shape[2])
+    return out + local.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def plain_encoder(state: State, image: Tensor, *, training: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Fused attention and sampling ops of the networks: each one function, exact on every device."""
 
 from medseg_kernels.deformable_sampling import deform_sample
-from medseg_kernels.dense import dense
+from medseg_kernels.dense import dense, dense_add
 from medseg_kernels.dense_attention import dense_attention
 from medseg_kernels.guided_filter import box_sum, guided_filter
 from medseg_kernels.haar3d import haar3d, haar3d_project, ihaar3d
@@ -18,6 +18,7 @@ __all__ = [
     "box_sum",
     "deform_sample",
     "dense",
+    "dense_add",
     "dense_attention",
     "guided_filter",
     "haar3d",

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-_CHUNK = 2**18  # numbers per buffer: 1 MB
+_CHUNK = 2**18  # numbers per buffer and thread: 1 MB
 _GROUP = 16  # channels that a product should have at least
 
 
@@ -125,7 +125,7 @@ def _chunks(buffers: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     """Rows of each (N, ...) tensor, some at a time, behind as many buffers of their size; None stays None."""
     first = tensors[0]
     assert first is not None
-    rows = max(_CHUNK // first.shape[1], 16)
+    rows = max(_CHUNK * torch.get_num_threads() // first.shape[1], 16)
     space = first.new_empty(buffers, min(rows, first.shape[0]), first.shape[1])
     for start in range(0, first.shape[0], rows):
         parts = [None if x is None else x[start : start + rows] for x in tensors]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg_kernels.dense import dense, uses_onednn
+from medseg_kernels.dense import Activation, activate, dense, dense_add, uses_onednn
 
 
 def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
@@ -20,6 +20,16 @@ def conv(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
 def conv_transpose(spatial_dims: int) -> Callable[..., nn.ConvTranspose2d | nn.ConvTranspose3d]:
     """Transposed convolution class for images (2) or volumes (3)."""
     return {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[spatial_dims]
+
+
+def linear(layer: nn.Linear, x: Tensor, activation: Activation = "none") -> Tensor:
+    """A layer, and what bends its result, by the fastest way: (..., C) to (..., D)."""
+    return dense(x, layer.weight, layer.bias, activation)
+
+
+def linear_add(layer: nn.Linear, x: Tensor, to: Tensor) -> Tensor:
+    """`to` (..., D) plus what a layer makes of (..., C), by the fastest way."""
+    return dense_add(x, layer.weight, layer.bias, to)
 
 
 class ChannelNorm(nn.Module):
@@ -38,7 +48,11 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *grid) to (B, C, *grid)."""
-        return F.layer_norm(x.movedim(1, -1), self.weight.shape, self.weight, self.bias, self.eps).movedim(-1, 1)
+        return self.cells(x.movedim(1, -1)).movedim(-1, 1)
+
+    def cells(self, x: Tensor) -> Tensor:
+        """(..., C) to (..., C)."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class InstanceNorm(nn.Module):
@@ -118,7 +132,7 @@ def conv_norm(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
     return F.conv2d(x, weight, bias, stride, padding, groups=groups)
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Literal["none", "relu"] = "none") -> Tensor:
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation = "none") -> Tensor:
     """A convolution that looks at one pixel at a time; on a CPU one product of all pixels, with channels last.
 
     Args:
@@ -132,8 +146,23 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Litera
     """
     if uses_onednn(x, weight, bias):
         return dense(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias, activation).permute(0, 3, 1, 2)
-    found = F.conv2d(x, weight, bias)
-    return F.relu_(found) if activation == "relu" else found
+    return activate(F.conv2d(x, weight, bias), activation)
+
+
+class Pointwise(nn.Conv2d):
+    """`pointwise` as a layer, under the names of a convolution.
+
+    Args:
+        in_channels: C.
+        out_channels: D.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that the base class gives it
+        """(B, C, H, W) to (B, D, H, W)."""
+        return pointwise(input, self.weight, self.bias)
 
 
 def folded(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:

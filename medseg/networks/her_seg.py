@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
-from medseg.networks.blocks import ChannelNorm, conv_norm, interpolate_to
+from medseg.networks.blocks import ChannelNorm, Pointwise, folded, interpolate_to, linear, linear_add, pointwise
 from medseg.networks.her_seg_decoder import MaskDecoder
 from medseg.networks.sam_decoder import PromptEncoder
 from medseg.weights import fill
 from medseg_kernels import linear_attention
+from medseg_kernels.dense import Activation, activate
 
 PATCH = 16  # pixels per side of a cell
 
@@ -83,18 +84,18 @@ class DualGatedLinearAttention(nn.Module):
         Returns:
             (B, N, C).
         """
-        q, k = self.qk(x).chunk(2, dim=2)
+        q, k = linear(self.qk, x).chunk(2, dim=2)
         v = self.values(x)
-        local = self.lepe(v.mT.unflatten(2, grid)).flatten(2).mT
+        local = self.lepe(v.unflatten(1, grid).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).flatten(1, 2)
         return linear_attention(q, k, v, self.num_heads, rope=turns, add=local, gate=gate)
 
     def values(self, x: Tensor) -> Tensor:
         """Values (B, N, C), passed through the gated bottleneck."""
-        return self.down_proj(F.silu(self.up_proj(x)))
+        return linear(self.down_proj, linear(self.up_proj, x, "silu"))
 
 
 class Mlp(nn.Module):
-    """Two linear maps around an exact GELU.
+    """Two linear maps around an exact GELU, and the sum with what they were branched from.
 
     Args:
         dim: C.
@@ -106,9 +107,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, inner)
         self.fc2 = nn.Linear(inner, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """(B, N, C) to (B, N, C), added to `to`."""
+        inner = linear(self.fc1, x, "gelu")
+        return linear(self.fc2, inner) if to is None else linear_add(self.fc2, inner, to)
 
 
 class Block(nn.Module):
@@ -134,13 +136,15 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int], turns: Tensor) -> Tensor:
         """(B, N, C), rows and columns, and their turns to (B, N, C); the gate reads the normalised tokens."""
         tokens = self.norm1(x)
-        x = x + self._some(self.out_proj(self.attn(tokens, grid, turns, gate=self.act_proj(tokens))))
-        return x + self._some(self.mlp(self.norm2(x)))
+        mixed = self.attn(tokens, grid, turns, gate=linear(self.act_proj, tokens))
+        if self.training and self.drop_path:
+            x = x + self._some(linear(self.out_proj, mixed))
+            return x + self._some(self.mlp(self.norm2(x)))
+        x = linear_add(self.out_proj, mixed, x)
+        return self.mlp(self.norm2(x), to=x)
 
     def _some(self, branch: Tensor) -> Tensor:
-        """In training, the branch of some samples at zero and of the others grown to keep the mean."""
-        if not self.training or not self.drop_path:
-            return branch
+        """The branch of some samples at zero and of the others grown to keep the mean."""
         return branch * F.dropout(branch.new_ones(branch.shape[0], 1, 1), self.drop_path)
 
 
@@ -160,9 +164,14 @@ class ConvNorm(nn.Module):
         self.c = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C_in, h, w) to (B, C_out, h, w)."""
-        return conv_norm(x, self.c, self.bn)
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        """(B, C_in, h, w) to (B, C_out, h, w), bent in the end."""
+        if self.training:
+            return activate(self.bn(self.c(x)), activation)
+        weight, bias = folded(self.c, self.bn)
+        if weight.shape[2] == 1 and self.c.groups == 1:
+            return pointwise(x, weight, bias, activation)
+        return activate(F.conv2d(x, weight, bias, padding=self.c.padding, groups=self.c.groups), activation)
 
 
 class InvertedResidual(nn.Module):
@@ -183,7 +192,7 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) to (B, C, h, w)."""
-        return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
+        return F.gelu(x + self.conv3(self.conv2(self.conv1(x, "gelu"), "gelu")))
 
 
 class PatchEmbedding(nn.Module):
@@ -262,7 +271,7 @@ class Encoder(nn.Module):
         turns, tokens = rotations(grid, x.shape[1], x.device), x.flatten(2).mT
         for stage in attentions:
             tokens = stage(tokens, grid, turns)
-        return tokens.mT.unflatten(2, grid)
+        return tokens.unflatten(1, grid).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +323,7 @@ class HERSeg(nn.Module):
         size = decoder if isinstance(decoder, DecoderSize) else DecoderSize(**(decoder or {}))
         self.image_encoder = Encoder(in_channels, dim, depths=depths, num_heads=num_heads, drop_path=drop_path)
         self.neck = nn.Sequential(
-            nn.Conv2d(dim, size.dim, kernel_size=1, bias=False),
+            Pointwise(dim, size.dim, bias=False),
             ChannelNorm(size.dim),
             nn.Conv2d(size.dim, size.dim, kernel_size=3, padding=1, bias=False),
             ChannelNorm(size.dim),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.sam_decoder import draw, upscaling
+from medseg.networks.sam_decoder import Upscaling
 from medseg.networks.sam_transformer import Head, TwoWayBlock, TwoWayTransformer
 
 POOLS = (5, 9, 13)  # sides of the meta-pooling group (fig. 4)
@@ -53,7 +53,7 @@ class MaskDecoder(nn.Module):
         self.mask_tokens = nn.Embedding(num_masks, channels)
         blocks = [TwoWayBlock(channels, num_heads, mlp_dim, first=index == 0) for index in range(depth)]
         self.transformer = TwoWayTransformer(blocks, channels, num_heads, pool=meta_pooled if meta_pool else None)
-        self.output_upscaling = upscaling(channels)
+        self.output_upscaling = Upscaling(channels)
         self.output_hypernetworks_mlps = nn.ModuleList(
             Head(channels, channels, channels, channels // 8) for _ in range(num_masks)
         )
@@ -73,8 +73,8 @@ class MaskDecoder(nn.Module):
             (B, masks, 4 h, 4 w).
         """
         tokens, cells = self.attend(image, position, prompts)
-        feature = self.output_upscaling(cells.mT.unflatten(2, image.shape[2:]))
-        return draw([mlp(tokens[:, 0]) for mlp in self.output_hypernetworks_mlps[:masks]], feature)
+        kernels = [mlp(tokens[:, 0]) for mlp in self.output_hypernetworks_mlps[:masks]]
+        return self.output_upscaling.masks(cells, image.shape[2:], kernels)
 
     def attend(self, image: Tensor, position: Tensor, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens (B, T, C), own ones first, and cells (B, N, C) after the transformer; arguments as in `forward`."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.blocks import ChannelNorm
+from medseg.networks.blocks import ChannelNorm, linear
 from medseg.networks.sam2_hiera import by_rows
 from medseg_kernels import rotate
-from medseg_kernels.dense import Activation, dense, uses_onednn
+from medseg_kernels.dense import uses_onednn
 from medseg_kernels.dense_attention import dense_attention
 
 TOKENS = 1024  # at a time through an MLP on a CPU
@@ -57,11 +57,6 @@ def sine_places(grid: tuple[int, int], channels: int) -> Tensor:
         parts.append(torch.where(torch.arange(half) % 2 == 0, angle.sin(), angle.cos()).float())
     rows, columns = parts
     return torch.cat((rows[:, None].expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)), 2).permute(2, 0, 1)[None]
-
-
-def linear(layer: nn.Linear, x: Tensor, activation: Activation = "none") -> Tensor:
-    """A layer by the fastest way, (..., C) to (..., D)."""
-    return dense(x, layer.weight, layer.bias, activation)
 
 
 class RoPEAttention(nn.Module):

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from medseg.networks.blocks import ChannelNorm
 from medseg.networks.sam2_decoder import head_mlp
-from medseg.networks.sam_decoder import draw, upscaling
-from medseg.networks.sam_transformer import DecoderAttention, Head, TwoWayBlock, TwoWayTransformer
+from medseg.networks.sam_decoder import Upscaling, draw
+from medseg.networks.sam_transformer import DecoderAttention, Head, TwoWayBlock, TwoWayTransformer, added
 
 Guidance = Literal["released", "gated"]
 FLOOR = 1e-3  # of the share of a cell that the pseudo mask covers, in front of the logarithm
@@ -29,14 +29,21 @@ class MaskWeightedAttention(DecoderAttention):
     """Attention whose weights may be multiplied by a mask behind the softmax; they then no longer add up to one."""
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, mask: Tensor | None = None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        to: Tensor | None = None,
     ) -> Tensor:
-        """Queries (B, Nq, C), keys and values (B, Nk, C), a bias (B, h, Nk) or a mask (B, Nq, Nk) to (B, Nq, C)."""
+        """As its base class, with a bias (B, h, Nk) or a mask (B, Nq, Nk)."""
         if mask is None:
-            return super().forward(q, k, v, bias)
+            return super().forward(q, k, v, bias, to=to)
         q, k, v = self._projected(q, k, v)
         weights = (q @ k.mT * q.shape[3] ** -0.5).softmax(-1) * mask[:, None]
-        return self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        return added(self.out_proj((weights @ v).transpose(1, 2).flatten(2)), to)
 
 
 class GuidedBlock(TwoWayBlock):
@@ -124,7 +131,7 @@ class SecondDecoder(nn.Module):
         masks, narrow = 4, channels // 16
         self.transformer2 = GuidedTransformer(2, channels, num_heads, mlp_dim)
         self.mask_tokens = nn.Embedding(masks, channels)
-        self.output_upscaling = upscaling(channels)
+        self.output_upscaling = Upscaling(channels)
         self.skip_connect = nn.Sequential(
             nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
             ChannelNorm(channels // 8),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import pi
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from medseg.networks.blocks import ChannelNorm
 from medseg.networks.sam_transformer import Head, TwoWayBlock, TwoWayTransformer, relu_mlp
+from medseg_kernels.dense import Activation, dense
 
 
 class PlaceCode(nn.Module):
@@ -33,6 +35,18 @@ class PlaceCode(nn.Module):
         """Places (x, y) in [0, 1], (..., 2), to (..., C)."""
         angle = 2 * pi * ((2 * places - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+    def of_grid(self, grid: tuple[int, int]) -> Tensor:
+        """Code of the centres of all cells, (H, W, C).
+
+        An angle is a sum of one for the row and one for the column, so only those have to be looked up.
+        """
+        across, along = self.positional_encoding_gaussian_matrix  # what x and what y is multiplied with
+        centres = [(2 * torch.arange(side, device=along.device) + 1) / side - 1 for side in grid]
+        rows, columns = 2 * pi * centres[0][:, None, None] * along, 2 * pi * centres[1][:, None] * across
+        sine = torch.addcmul(rows.sin() * columns.cos(), rows.cos(), columns.sin())
+        cosine = torch.addcmul(rows.cos() * columns.cos(), rows.sin(), columns.sin(), value=-1)
+        return torch.cat((sine, cosine), dim=-1)
 
 
 class PromptEncoder(nn.Module):
@@ -95,10 +109,7 @@ class PromptEncoder(nn.Module):
 
     def dense_pe(self, grid: tuple[int, int]) -> Tensor:
         """Code of each cell's centre, (1, C, H, W)."""
-        device = self.no_mask_embed.weight.device
-        y, x = ((torch.arange(size, device=device) + 0.5) / size for size in grid)
-        places = torch.stack((x.expand(grid), y[:, None].expand(grid)), dim=-1)
-        return self.pe_layer(places).permute(2, 0, 1)[None]
+        return self.pe_layer.of_grid(grid).permute(2, 0, 1)[None]
 
     def _points(self, places: Tensor, labels: Tensor, grid: tuple[int, int], *, padded: bool) -> Tensor:
         """(P, n, C), or (P, n + 1, C) with the empty point that stands for an absent box."""
@@ -114,15 +125,49 @@ class PromptEncoder(nn.Module):
         return self.pe_layer((places + 0.5) / size)
 
 
-def upscaling(channels: int) -> nn.Sequential:
-    """From an embedding (B, C, H, W) to the feature that masks are read from, (B, C / 8, 4 H, 4 W)."""
-    return nn.Sequential(
-        nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
-        ChannelNorm(channels // 4),
-        nn.GELU(),
-        nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
-        nn.GELU(),
-    )
+class Upscaling(nn.Sequential):
+    """From an embedding (B, C, H, W) to the feature that masks are read from, (B, C / 8, 4 H, 4 W).
+
+    Args:
+        channels: C, a multiple of 8.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2),
+            ChannelNorm(channels // 4),
+            nn.GELU(),
+            nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+
+    def masks(self, cells: Tensor, grid: Sequence[int], kernels: Sequence[Tensor]) -> Tensor:
+        """What `draw` makes of the feature, without forming it.
+
+        Every cell gives its 4 x 4 pixels on its own, so they stay with their cell, channels last, until only masks are
+        left to be put in order.
+
+        Args:
+            cells: Embedding, (B, H W, C).
+            grid: H and W.
+            kernels: One per mask, (B, C / 8) each.
+
+        Returns:
+            (B, masks, 4 H, 4 W).
+        """
+        first, norm, _, second, _ = self
+        middle = F.gelu(cast(ChannelNorm, norm).cells(_quartered(first, cells)))  # (B, N, 4, C / 4)
+        fine = _quartered(second, middle, "gelu").flatten(1, 3)  # (B, 16 N, C / 8)
+        logits = fine @ torch.stack(list(kernels), dim=2)
+        parts = logits.unflatten(1, (*grid, 2, 2, 2, 2))  # (B, H, W, i, j, k, l, masks), i and k along H
+        return parts.permute(0, 7, 1, 3, 5, 2, 4, 6).flatten(5, 7).flatten(2, 4)
+
+
+def _quartered(layer: nn.Module, x: Tensor, activation: Activation = "none") -> Tensor:
+    """A transposed convolution of side and stride 2 on every cell by itself, (..., C) to (..., 4, D), row by row."""
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")  # (C, D, 2, 2) and (D,)
+    out = dense(x, weight.permute(2, 3, 1, 0).flatten(0, 2), bias.repeat(4), activation)
+    return out.unflatten(-1, (4, -1))
 
 
 def draw(kernels: Sequence[Tensor], feature: Tensor) -> Tensor:
@@ -160,7 +205,7 @@ class MaskDecoder(nn.Module):
         self.transformer = TwoWayTransformer(blocks, channels, num_heads)
         self.iou_token = nn.Embedding(1, channels)
         self.mask_tokens = nn.Embedding(masks, channels)
-        self.output_upscaling = upscaling(channels)
+        self.output_upscaling = Upscaling(channels)
         self.output_hypernetworks_mlps = nn.ModuleList(
             Head(channels, channels, channels, channels // 8) for _ in range(masks)
         )
@@ -208,5 +253,5 @@ class MaskDecoder(nn.Module):
 
     def _draw(self, tokens: Tensor, image: Tensor, chosen: range) -> Tensor:
         """Logits of the chosen masks, (P, masks, 4 H, 4 W)."""
-        fine = self.output_upscaling(image)  # (P, C / 8, 4 H, 4 W)
-        return draw([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], fine)
+        kernels = [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen]
+        return self.output_upscaling.masks(image.flatten(2).mT, image.shape[2:], kernels)

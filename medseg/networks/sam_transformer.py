@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg_kernels.dense import Activation, dense
+from medseg.networks.blocks import linear
+from medseg_kernels.dense import Activation, dense, uses_onednn
 
 Pool = Callable[..., Tensor]  # image cells (P, N, C), perhaps with their grid, to the same
 
@@ -31,15 +33,15 @@ class Mlp(nn.Module):
         activation: Exact GELU in the image encoder, ReLU in the decoder.
     """
 
-    def __init__(self, dim: int, inner: int, activation: Callable[[Tensor], Tensor] = F.gelu) -> None:
+    def __init__(self, dim: int, inner: int, activation: Activation = "gelu") -> None:
         super().__init__()
-        self.activation = activation
+        self.activation: Activation = activation
         self.lin1 = nn.Linear(dim, inner)
         self.lin2 = nn.Linear(inner, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
-        return self.lin2(self.activation(self.lin1(x)))
+        return linear(self.lin2, linear(self.lin1, x, self.activation))
 
 
 class Head(nn.Module):
@@ -59,7 +61,7 @@ class Head(nn.Module):
         """(..., first size) to (..., last size)."""
         for index, layer in enumerate(self.layers, start=1):
             bend = self.activation if index < len(self.layers) else "none"
-            x = dense(x, layer.get_parameter("weight"), layer.get_parameter("bias"), bend)
+            x = linear(cast(nn.Linear, layer), x, bend)
         return x
 
 
@@ -78,17 +80,30 @@ class DecoderAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(channels, self.inner) for _ in range(3))
         self.out_proj = nn.Linear(self.inner, channels)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Queries (P, Nq, C), keys and values (P, Nk, C), and a bias per head and key, (P, h, Nk), to (P, Nq, C)."""
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, to: Tensor | None = None
+    ) -> Tensor:
+        """Attend, and add the result to something.
+
+        Args:
+            q: Queries, (P, Nq, C).
+            k: Keys, (P, Nk, C).
+            v: Values, alike.
+            bias: Of each head and key, (P, h, Nk).
+            to: What the result is added to, (P, Nq, C).
+
+        Returns:
+            (P, Nq, C).
+        """
         rows = self.num_heads * min(q.shape[1], k.shape[1])
         if rows < self.inner and q.shape[1] < k.shape[1]:
-            return self._few_queries(q, k, v, bias)
+            return added(self._few_queries(q, k, v, bias), to)
         if rows < self.inner and q.shape[1] > k.shape[1] and bias is None:
-            return self._few_keys(q, k, v)
+            return self._few_keys(q, k, v, to)
         q, k, v = self._projected(q, k, v)
         mask = None if bias is None else bias[:, :, None].expand(-1, -1, q.shape[2], -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(out.transpose(1, 2).flatten(2))
+        return added(self.out_proj(out.transpose(1, 2).flatten(2)), to)
 
     def _few_queries(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """(q Wk) k^T instead of q (k Wk)^T, and (A v) Wv instead of A (v Wv).
@@ -97,7 +112,7 @@ class DecoderAttention(nn.Module):
         so the value bias is added once.
         """
         queries = self._scaled(q) @ self._by_head(self.k_proj.weight)  # (P, h, T, C)
-        logits = queries.flatten(1, 2) @ k.mT  # (P, h T, N)
+        logits = _products(queries.flatten(1, 2), k)  # (P, h T, N)
         if bias is not None:
             logits = (logits.unflatten(1, (self.num_heads, -1)) + bias[:, :, None]).flatten(1, 2)
         weights = logits.softmax(-1)
@@ -105,21 +120,22 @@ class DecoderAttention(nn.Module):
         out = seen @ self._by_head(self.v_proj.weight).mT  # (P, h, T, E / h)
         return self.out_proj(out.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
-    def _few_keys(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (Wq k^T) instead of (q Wq) k^T, and A (v Wo) instead of (A v) Wo.
+    def _few_keys(self, q: Tensor, k: Tensor, v: Tensor, to: Tensor | None) -> Tensor:
+        """(k Wq) q^T instead of k (q Wq)^T, and A (v Wo) instead of (A v) Wo.
 
-        The query bias met by a key is one number per head and key.
+        The query bias met by a key is one number per head and key; the output bias goes in equal parts to the values
+        of all heads, since the weights of each add up to one.
         """
         heads = self.num_heads
         scale = (self.inner // heads) ** -0.5
         keys = self._heads(self.k_proj(k)) * scale  # (P, h, T, E / h)
         toward = (keys @ self._by_head(self.q_proj.weight)).flatten(1, 2)  # (P, h T, C)
-        bias = (keys @ self.q_proj.bias.view(heads, -1, 1)).flatten(1)  # (P, h T)
-        logits = torch.baddbmm(bias[:, None], q, toward.mT)
-        weights = logits.unflatten(2, (heads, -1)).softmax(-1).flatten(2)  # (P, N, h T)
+        bias = (keys @ self.q_proj.bias.view(heads, -1, 1)).flatten(1, 2)  # (P, h T, 1)
+        logits = _products(toward, q) + bias
+        weights = logits.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)  # (P, h T, N): short rows are slow to sum
         outward = self.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (h, E / h, C)
-        values = (self._heads(self.v_proj(v)) @ outward).flatten(1, 2)  # (P, h T, C)
-        return torch.baddbmm(self.out_proj.bias, weights, values)
+        values = (self._heads(self.v_proj(v)) @ outward).flatten(1, 2) + self.out_proj.bias / heads  # (P, h T, C)
+        return weights.mT @ values if to is None else torch.baddbmm(to, weights.mT, values)
 
     def _projected(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every projection where its name says, (P, h, tokens, E / h) each."""
@@ -137,9 +153,21 @@ class DecoderAttention(nn.Module):
         return weight.unflatten(0, (self.num_heads, -1))
 
 
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Products of all rows of (P, n, C) with all rows of (P, m, C), prompt by prompt: (P, n, m)."""
+    if not uses_onednn(a, b):
+        return a @ b.mT
+    return torch.stack([dense(rows, columns) for rows, columns in zip(a, b, strict=True)])
+
+
+def added(x: Tensor, to: Tensor | None) -> Tensor:
+    """`x`, or its sum with `to`."""
+    return x if to is None else to + x
+
+
 def relu_mlp(dim: int, inner: int) -> nn.Module:
     """The MLP of SAM's decoder, under its names."""
-    return Mlp(dim, inner, F.relu)
+    return Mlp(dim, inner, "relu")
 
 
 class TwoWayBlock(nn.Module):
@@ -194,10 +222,11 @@ class TwoWayBlock(nn.Module):
         """
         tokens = self.among(tokens, code)
         keys, image = image + places, image if pool is None else pool(image)
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + code, keys, image))
+        tokens = self.norm2(self.cross_attn_token_to_image(tokens + code, keys, image, to=tokens))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        keys, image = image + places, image if pool is None else pool(image)
-        return tokens, self.norm4(image + self.cross_attn_image_to_token(keys, tokens + code, tokens))
+        if pool is not None:
+            keys, image = image + places, pool(image)
+        return tokens, self.norm4(self.cross_attn_image_to_token(keys, tokens + code, tokens, to=image))
 
     def among(self, tokens: Tensor, code: Tensor) -> Tensor:
         """Tokens (P, T, C) and their code, alike, after their look at each other."""

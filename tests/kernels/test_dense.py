@@ -7,9 +7,17 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from medseg_kernels.compare import assert_matches_reference
-from medseg_kernels.dense import Activation, dense, dense_reference, uses_onednn
+from medseg_kernels.dense import (
+    Activation,
+    dense,
+    dense_add,
+    dense_add_reference,
+    dense_reference,
+    uses_onednn,
+)
 from medseg_kernels.dense_attention import dense_attention, dense_attention_reference
 
 module = import_module("medseg_kernels.dense_attention")  # the package has a function of this name
@@ -35,6 +43,29 @@ def test_layer_equals_reference(
         with torch.set_grad_enabled(gradients):
             options = {"activation": activation}
             assert_matches_reference(dense, dense_reference, inputs, options=options, gradients=gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", LAYERS, ids=str)
+def test_sum_with_a_layer_equals_reference(
+    shape: tuple[int, int, int], dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    rows, read, written = shape
+    sizes = ((2, rows, read), (written, read), (written,), (2, rows, written))
+    inputs = [torch.randn(size, generator=generator).to(dtype) for size in sizes]
+    kept = inputs[3].clone()
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            assert_matches_reference(dense_add, dense_add_reference, inputs, gradients=gradients)
+    assert torch.equal(inputs[3], kept)
+
+
+def test_products_of_onednn_are_counted() -> None:
+    x, weight, to = torch.randn(2, 5, 7), torch.randn(3, 7), torch.randn(2, 5, 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        dense(x, weight, None, "silu")
+        dense_add(x, weight, None, to)
+    assert counter.get_total_flops() == 2 * 2 * (2 * 5 * 7 * 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

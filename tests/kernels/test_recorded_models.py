@@ -81,7 +81,8 @@ class Dense(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seen = ops.dense_attention(q, k, v[..., :3])
         bent = ops.dense(q, k[0, :5, 0], q[0, 0, 0, :5], "gelu")
-        return torch.cat((seen.flatten(), bent.flatten(), ops.dense(q, k[0, :5, 0]).flatten()))
+        onto = ops.dense_add(q, k[0, :5, 0], None, bent)
+        return torch.cat((seen.flatten(), bent.flatten(), onto.flatten(), ops.dense(q, k[0, :5, 0]).flatten()))
 
 
 class Linear(nn.Module):
