@@ -48,8 +48,8 @@ def launched(kind: Any, *flags: str) -> Any:
 
 
 @contextmanager
-def serving(home: Path, worker: tuple[str, ...] | None = None) -> Iterator[str]:
-    """A server in a thread of this process; gives its address."""
+def serving(home: Path, worker: tuple[str, ...] | None = None, **more: Any) -> Iterator[str]:
+    """A server in a thread of this process; gives its address. `more` goes into its settings."""
     import uvicorn
 
     from medseg_app.server.guard import LOOPBACK
@@ -59,7 +59,7 @@ def serving(home: Path, worker: tuple[str, ...] | None = None) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(home=home, hosts=LOOPBACK, **({"worker": worker} if worker else {}))
+    settings = Settings(home=home, hosts=LOOPBACK, **({"worker": worker} if worker else {}), **more)
     server = uvicorn.Server(uvicorn.Config(build_site(settings)[0], port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+import page_worker
 import stub_job_worker
+from browser import Page, browser, serving
 from dicom_made_up import IDENTITY, NAME, save_slice
 from dicom_peer import Peer
 from medseg.errors import UsageError
+from medseg.io import write
 from medseg_app.commands import serve
 from medseg_app.jobs.store import Limits
 from medseg_app.jobs.supervisor import Bounds
@@ -22,6 +25,7 @@ from medseg_app.server.archive_sending import Sends
 from medseg_app.server.guard import LOOPBACK
 from medseg_app.server.place import Place, Settings
 from orthanc import PASSWORD, USER, Orthanc, free_port
+from tiny_model import head
 
 ADDRESS = "http://127.0.0.1:7860"
 STUB = (sys.executable, "-I", stub_job_worker.__file__)
@@ -176,3 +180,29 @@ def test_a_real_archive_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(orthanc.instances("CT")) == 4
     finally:
         orthanc.close()
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(1200)
+def test_the_page_asks_twice(peer: Peer, tmp_path: Path) -> None:
+    write(head(), tmp_path / "head.nii.gz")
+    home, worker = tmp_path / "serve", (sys.executable, page_worker.__file__)
+    with browser() as started, serving(home, worker, archives={"archive": peer.address}) as address:
+        page = Page(started.new_context(), address, patience=600)
+        page.bring(tmp_path / "head.nii.gz")
+        page.run("brain-structures")
+        page.at("review")
+        assert "choose a DICOM format" in page.tab.inner_text(".archive")
+        result = home / "jobs" / page.tab.evaluate("window.medseg.run") / "result"
+        (result / "dicom").mkdir()
+        save_slice(result / "dicom" / "seg.dcm", SOPInstanceUID="2.25.77", Modality="SEG")
+        page.go("report")
+        for answer, arrived in (("Do not send", False), ("Send", True)):
+            page.tab.click(".archive button")
+            asked = page.tab.inner_text("dialog[open]")
+            assert all(part in asked for part in (NAME, IDENTITY, peer.address, "1 SEG"))
+            page.tab.click(f"dialog button:text-is('{answer}')")
+            if arrived:
+                page.tab.wait_for_selector(".archive [data-state=sent]")
+            assert ("2.25.77" in peer.held) == arrived
+        assert page.problems == []

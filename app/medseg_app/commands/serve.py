@@ -58,7 +58,10 @@ def run(
     config = uvicorn.Config(
         site, host=host, port=port, log_level="warning", access_log=False, server_header=False, ws="none"
     )
-    uvicorn.Server(config).run()
+    try:
+        uvicorn.Server(config).run()
+    except KeyboardInterrupt:  # uvicorn passes on the signal after it has stopped in order: nothing went wrong
+        tell("medseg has stopped; jobs that were running begin again with the next start")
     return 0
 
 
