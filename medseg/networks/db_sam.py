@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.db_sam_branch import FUSIONS, ChannelAttention, SpatialPrior
+from medseg.networks.db_sam_branch import FUSIONS, ChannelAttention, DropPath, SpatialPrior
 from medseg.networks.sam import ImageEncoder, Prediction, Sam, SamConfig
 from medseg_kernels import deform_sample
 
@@ -44,6 +44,7 @@ class DbSamConfig(SamConfig):
         prior_widths: Inner channels of the convolution branches.
         pyramid: Factor by which each of the four levels is reduced before its first convolution.
         antialias: Whether that reduction smooths first.
+        norm_momentum: Of the batch norms of the convolution branches; a short training needs more than the published.
         dropout: Chance that a channel is dropped behind attention and in feed-forward parts, in training.
         drop_path: Chance that a residual branch is dropped for an image, in training.
     """
@@ -63,6 +64,7 @@ class DbSamConfig(SamConfig):
     prior_widths: tuple[int, int, int] = (128, 256, 512)
     pyramid: tuple[int, int, int, int] = (2, 4, 8, 16)
     antialias: bool = True
+    norm_momentum: float = 0.01
     dropout: float = 0.1
     drop_path: float = 0.3
 
@@ -75,25 +77,6 @@ DB_PRESETS = {
         branches="four", levels=_ALL, channel_attention=None, fusion="MultiConvFeatsDANE", fusion_inputs=5
     ),
 }
-
-
-class DropPath(nn.Module):
-    """Leave out a residual branch for whole images, in training; what stays is scaled up to the same mean.
-
-    Args:
-        chance: Of being left out.
-    """
-
-    def __init__(self, chance: float) -> None:
-        super().__init__()
-        self.chance = chance
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) to the same."""
-        if not self.training or not self.chance:
-            return x
-        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.chance
-        return x * kept / (1 - self.chance)
 
 
 class DeformableAttention(nn.Module):
@@ -242,9 +225,8 @@ class Adapter(nn.Module):
         super().__init__()
         dim, levels, stages = config.embed_dim, len(config.levels), range(len(config.stages))
         self.branches, self.position = config.branches, config.channel_attention
-        self.spatial_prior_module = SpatialPrior(
-            dim, config.levels, config.prior_widths, pyramid=config.pyramid, antialias=config.antialias
-        )
+        options = {"pyramid": config.pyramid, "antialias": config.antialias, "momentum": config.norm_momentum}
+        self.spatial_prior_module = SpatialPrior(dim, config.levels, config.prior_widths, **options)
         self.level_embed = nn.Parameter(torch.zeros(levels, dim))
         options = {"num_points": config.deform_points, "expand_ratio": config.expand_ratio}
         options |= {"dropout": config.dropout, "drop_path": config.drop_path}
@@ -294,7 +276,7 @@ class Adapter(nn.Module):
 
 
 class DbSamEncoder(ImageEncoder):
-    """SAM's encoder, frozen, with the adapter between its stages.
+    """SAM's encoder, frozen at first, with the adapter between its stages.
 
     Args:
         config: Sizes.
@@ -310,17 +292,20 @@ class DbSamEncoder(ImageEncoder):
             raise ValueError(f"stages must cover blocks 0 to {config.depth - 1} in order, got {config.stages}")
         self.stages = config.stages
         self.adapter = Adapter(config)
+        self.freeze()
+
+    def freeze(self, frozen: bool = True) -> None:
+        """Whether SAM's own blocks and what goes into them stay as they are, as published; its neck always learns."""
         for part in (self.blocks, self.patch_embed):
-            part.requires_grad_(False)
-        self.pos_embed.requires_grad_(False)
+            part.requires_grad_(not frozen)
+        self.pos_embed.requires_grad_(not frozen)
 
     def first_stage(self, x: Tensor) -> Tensor:
         """Tokens behind the first stage of blocks, (B, 3, rows, columns) to (B, H, W, C).
 
-        Nothing that learns has touched them: training may keep them per image.
+        While the blocks are frozen, nothing that learns has touched them: training may keep them per image.
         """
-        with torch.no_grad():
-            return self._stage(0, self.tokens(x))
+        return self._stage(0, self.tokens(x))
 
     def forward(self, x: Tensor, first: Tensor | None = None) -> Tensor:
         """Normalised pixels, and what `first_stage` gave for them if it is known, to (B, out, H, W)."""
@@ -397,3 +382,9 @@ def squared_dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1e-5) -
     p, axes = logits.sigmoid(), tuple(range(2, logits.ndim))
     common, size = (p * target).sum(axes), (p.square() + target.square()).sum(axes)
     return (1 - (2 * common + smooth) / (size + smooth)).mean()
+
+
+def box_overlap(logits: Tensor, target: Tensor) -> Tensor:
+    """Intersection over union of what is drawn with the truth, 0 where nothing is to be drawn; alike to (B,)."""
+    drawn, true = (logits > 0).flatten(1), (target > 0.5).flatten(1)
+    return (drawn & true).sum(1) / (drawn | true).sum(1).clamp(min=1)

@@ -15,6 +15,25 @@ from torch.nn import functional as F
 from medseg.networks.blocks import ChannelNorm
 
 
+class DropPath(nn.Module):
+    """Leave out a residual branch for whole images, in training; what stays is scaled up to the same mean.
+
+    Args:
+        chance: Of being left out.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to the same."""
+        if not self.training or not self.chance:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.ndim - 1), device=x.device) >= self.chance
+        return x * kept / (1 - self.chance)
+
+
 class Reduce(nn.Module):
     """Image on a smaller grid.
 
@@ -42,14 +61,22 @@ class ConvNorm(nn.Module):
         kernel: Side of the convolution, odd.
         stride: Its step.
         plain: Convolution alone.
+        momentum: Of the batch norm.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, plain: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        plain: bool = False,
+        momentum: float = 0.01,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False)
-        self.bn = None if plain else nn.BatchNorm2d(out_channels, momentum=0.01)
+        self.bn = None if plain else nn.BatchNorm2d(out_channels, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, rows, columns) to (B, C_out, rows / stride, columns / stride)."""
@@ -68,6 +95,7 @@ class SpatialPrior(nn.Module):
         widths: Channels inside.
         pyramid: Factor by which each of the four levels reduces the image first.
         antialias: Whether it smooths then.
+        momentum: Of the batch norms.
 
     Raises:
         ValueError: A level is none of 1 to 4.
@@ -81,6 +109,7 @@ class SpatialPrior(nn.Module):
         *,
         pyramid: Sequence[int] = (2, 4, 8, 16),
         antialias: bool = True,
+        momentum: float = 0.01,
     ) -> None:
         super().__init__()
         if not set(levels) <= STRIDES.keys():
@@ -90,7 +119,10 @@ class SpatialPrior(nn.Module):
             parts: list[nn.Module] = [Reduce(pyramid[level - 1], antialias=antialias)]
             read = 3
             for width, stride in zip(widths, STRIDES[level], strict=True):
-                parts += [ConvNorm(read, width, 3, stride=stride), ConvNorm(width, width, 1)]
+                parts += [
+                    ConvNorm(read, width, 3, stride=stride, momentum=momentum),
+                    ConvNorm(width, width, 1, momentum=momentum),
+                ]
                 read = width
             parts += [ConvNorm(read, dim, 1, plain=True), ChannelNorm(dim)]
             self.add_module(f"lcb{level}", nn.Sequential(*parts))

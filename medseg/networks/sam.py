@@ -47,6 +47,7 @@ class SamConfig:
         decoder_mlp_dim: Inner channels of its MLPs.
         iou_head_depth: Linear maps of the head that estimates overlap.
         iou_head_hidden_dim: Its inner channels.
+        place_scale: Spread of the frequencies by which places are told at first; less learns boxes sooner.
     """
 
     embed_dim: int = 768
@@ -65,6 +66,7 @@ class SamConfig:
     decoder_mlp_dim: int = 2048
     iou_head_depth: int = 3
     iou_head_hidden_dim: int = 256
+    place_scale: float = 1.0
 
 
 PRESETS = {
@@ -256,6 +258,7 @@ class Sam(nn.Module):
         config = self.config
         self.image_encoder = image_encoder
         self.prompt_encoder = PromptEncoder(config.out_chans, config.patch_size, config.mask_in_chans)
+        self.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix *= config.place_scale
         self.mask_decoder = MaskDecoder(
             config.out_chans,
             depth=config.decoder_depth,

@@ -127,4 +127,5 @@ class PromptOptions(Section):
     carry_mask: bool = True  # a slice without prompt gets its neighbour's mask beside the box around it
     margin: float = Field(default=0.02, ge=0, lt=1)  # share of the longer side by which that box grows on each side
     presence: float = Field(default=0.4, ge=0, le=1)  # the walk ends where the score is below (`follow.presence`)
+    estimates: bool = False  # the network has learned how well it did, 0 where nothing is: the score is made of that
     bytes: int = Field(default=1_500_000_000, ge=0)  # memory that encoding a slice takes, measured

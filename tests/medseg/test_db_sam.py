@@ -122,7 +122,7 @@ def test_cross_attention_reads_maps_of_other_sizes() -> None:
 
 def test_drop_path_keeps_the_mean_and_drops_whole_images() -> None:
     torch.manual_seed(0)
-    dropped = db_sam.DropPath(0.25)(torch.ones(4000, 2))
+    dropped = db_sam_branch.DropPath(0.25)(torch.ones(4000, 2))
     assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
     assert torch.equal(dropped[:, 0], dropped[:, 1])
     assert dropped.mean() == pytest.approx(1, abs=0.05)

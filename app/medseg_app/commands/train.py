@@ -46,6 +46,7 @@ def run(
         print_line(f"step {done.steps}, loss {done.loss:.4f}")
         rows = [(s.label, str(len(s.dices)), f"{s.mean:.3f}", f"{s.trivial:.3f}") for s in done.scores]
         if rows:
-            print_table(("label", "held-back images", "Dice", "if all were labelled"), rows)
+            first = done.scores[0]
+            print_table(("label", f"held-back {first.counted}", "Dice", first.against), rows)
         print_line(f"weights   {done.weights}")
     return 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
+from scipy import ndimage
 
 from medseg_pipelines.prompting.given import Given, Target, around
 from medseg_pipelines.prompting.stack import Stack
@@ -21,10 +23,12 @@ class Drawn:
     Attributes:
         logits: (rows, columns), positive inside.
         memory: What it may be told about the next slice; its own low-resolution logits.
+        estimate: How much it overlaps with the truth, 0 where nothing is, where the network has learned to tell.
     """
 
     logits: np.ndarray
     memory: object = None
+    estimate: float | None = None
 
     @property
     def mask(self) -> np.ndarray:
@@ -92,7 +96,9 @@ def follow(
                 at += step
                 continue
             found = draw(at, *_request(stack, target, given, last if before else None, manner))
-            score = 1.0 if given is not None else presence(found.logits, last.mask, grey(at), likes)
+            if given is None:
+                found = joined(found, last.mask)
+            score = 1.0 if given is not None else presence(found, last.mask, grey(at), likes)
             scores[at] = round(score, 4)
             before = bool(found.mask.any()) and (manner is None or given is not None or score >= manner.presence)
             if before:
@@ -115,23 +121,40 @@ def _request(
     return (given if given.box is not None else replace(given, box=carried)), None
 
 
-def presence(logits: np.ndarray, neighbour: np.ndarray, grey: np.ndarray, likes: tuple[float, float]) -> float:
-    """Whether a structure is still there, 0 to 1: its border is certain, it lies on its neighbour, it looks the same.
+def joined(found: Drawn, neighbour: np.ndarray) -> Drawn:
+    """What was drawn without the pieces that lie nowhere on the mask of the neighbour: these are something else.
+
+    Where the box of a neighbour reaches over another structure, a walk would go on with that one.
+    """
+    pieces, count = cast("tuple[np.ndarray, int]", ndimage.label(found.mask))
+    if count < 2:
+        return found
+    kept = np.isin(pieces, np.unique(pieces[neighbour & found.mask]))
+    return replace(found, logits=np.where(found.mask & ~kept, -np.abs(found.logits), found.logits))
+
+
+def presence(found: Drawn, neighbour: np.ndarray, grey: np.ndarray, likes: tuple[float, float]) -> float:
+    """Whether a structure is still there, 0 to 1: the network says so, and it lies on its neighbour.
+
+    A network that has not learned to tell is judged by its mask: the border is certain, and the inside looks the same.
 
     Args:
-        logits: (rows, columns), positive inside.
-        neighbour: Mask of the slice before, alike, not empty.
+        found: What was drawn.
+        neighbour: Mask of the slice before, (rows, columns), not empty.
         grey: Of the slice, alike, 0 to 255.
         likes: Mean and spread of the grey values where the walk began.
 
     Returns:
-        Stability (overlap of the masks one logit above and below the border) times overlap with the neighbour (share of
-        the smaller) times exp(-d^2 / 2), d the distance of the mean grey values in units of the first spread.
+        Overlap with the neighbour (share of the smaller) times the estimate of the network; without one, times
+        stability (overlap of the masks one logit above and below the border) and exp(-d^2 / 2), d the distance of the
+        mean grey values in units of the first spread.
     """
-    mask = logits > 0
+    mask, logits = found.mask, found.logits
     if not mask.any():
         return 0.0
-    stability = float((logits > _OFFSET).sum()) / float((logits > -_OFFSET).sum())
     overlap = float((mask & neighbour).sum()) / float(min(mask.sum(), neighbour.sum()))
+    if found.estimate is not None:
+        return overlap * min(1.0, max(0.0, found.estimate))
+    stability = float((logits > _OFFSET).sum()) / float((logits > -_OFFSET).sum())
     distance = (float(grey[mask].mean()) - likes[0]) / likes[1]
     return stability * overlap * float(np.exp(-(distance**2) / 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -86,9 +86,21 @@ def network_pixels(network: Sam, slice_: np.ndarray, frame: Frame, options: Fram
     return F.pad(unit, (0, side - frame.padded[1], 0, side - frame.padded[0]))
 
 
-def decode(
-    network: Sam, embedding: Tensor, frame: Frame, given: Given, memory: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+class Decoded(NamedTuple):
+    """The mask of what was said about one slice.
+
+    Args:
+        logits: On the pixels of the slice, (rows, columns).
+        memory: On the decoder's grid, to be remembered, (1, 1, 4 H, 4 W).
+        estimate: Overlap with the truth, as the network estimates it.
+    """
+
+    logits: Tensor
+    memory: Tensor
+    estimate: float
+
+
+def decode(network: Sam, embedding: Tensor, frame: Frame, given: Given, memory: Tensor | None = None) -> Decoded:
     """The mask of what was said about one slice.
 
     Args:
@@ -97,9 +109,6 @@ def decode(
         frame: Where the slice lies.
         given: Points, box and mask in its pixels.
         memory: Logits of a neighbour's mask, (1, 1, 4 H, 4 W), where there is no mask of the user's.
-
-    Returns:
-        Logits on the pixels of the slice, (rows, columns), and those to remember, (1, 1, 4 H, 4 W).
     """
     device = embedding.device
     points = None
@@ -115,7 +124,7 @@ def decode(
     answer: Prediction = network.decode(embedding, points=points, boxes=box, masks=mask, multimask=alone)
     best = int(answer.iou[0].argmax())
     logits = answer.logits[:, best : best + 1]
-    return network.enlarge(logits[0], frame.padded, frame.original)[0], logits
+    return Decoded(network.enlarge(logits[0], frame.padded, frame.original)[0], logits, float(answer.iou[0, best]))
 
 
 def small_mask(mask: np.ndarray, frame: Frame, grid: tuple[int, int], side: int) -> Tensor:

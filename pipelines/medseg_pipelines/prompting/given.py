@@ -120,16 +120,16 @@ def _add_mask(stack: Stack, mask: Mask, given: dict[int, Given]) -> None:
         given[at] = replace(given.get(at, Given()), mask=slices[at], box=around(slices[at], stack, 0.0))
 
 
+def tight_box(mask: np.ndarray) -> Rectangle:
+    """Lowest column and row, highest column and row of a mask, (rows, columns), not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1]), float(rows[-1])
+
+
 def around(mask: np.ndarray, stack: Stack, margin: float) -> Rectangle:
     """The box of a mask, (rows, columns), not empty, grown on each side by a number of pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    height, width = stack.size
-    return (
-        float(max(0, columns[0] - margin)),
-        float(max(0, rows[0] - margin)),
-        float(min(width - 1, columns[-1] + margin)),
-        float(min(height - 1, rows[-1] + margin)),
-    )
+    (x0, y0, x1, y1), (height, width) = tight_box(mask), stack.size
+    return max(0.0, x0 - margin), max(0.0, y0 - margin), min(width - 1.0, x1 + margin), min(height - 1.0, y1 + margin)
 
 
 def _slice(place: float, stack: Stack) -> int:

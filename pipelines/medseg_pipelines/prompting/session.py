@@ -147,6 +147,11 @@ class Session:
         with torch.inference_mode():
             self._embedding(self._stack(self.axis), index)
 
+    @torch.inference_mode()
+    def outline(self, index: int, given: Given) -> np.ndarray:
+        """What was said about one slice drawn on it alone, (rows, columns), boolean, as it is looked at."""
+        return self._draw(self._stack(self.axis), index, given, None).mask
+
     def slices_of(self, prompts: Prompts) -> int:
         """How many slices the prompts may reach; what a run takes is proportional to it."""
         stack = self._stack(self.axis)
@@ -190,12 +195,13 @@ class Session:
         embedding = self._embedding(stack, at)
         started = monotonic()
         prompted = self._prompted
-        logits, kept = decode(
+        found = decode(
             prompted.network, embedding.to(prompted.device), self._frame(stack), given, cast("Tensor | None", memory)
         )
         self._seconds["decoding"] += monotonic() - started
         self._decoded += 1
-        return Drawn(logits.float().cpu().numpy(), kept)
+        estimate = found.estimate if prompted.options.estimates else None
+        return Drawn(found.logits.float().cpu().numpy(), found.memory, estimate)
 
     def _embedding(self, stack: Stack, at: int) -> Tensor:
         prompted, frame = self._prompted, self._frame(stack)

@@ -54,11 +54,15 @@ class TrainingReport:
     scores: tuple[Score, ...] = ()  # on what was held back, where that is done
 
 
-def course_of(model: str | Path) -> Course:
+def course_of(model: str | Path, patients: Path | None = None) -> Course:
     """The training that a recipe describes, its options checked.
 
+    Args:
+        model: Name of a model, or a folder that holds a recipe.
+        patients: CSV table that says whose images are whose, for a training that holds some back.
+
     Raises:
-        UsageError: The recipe has no training section, or a field of it is wrong.
+        UsageError: The recipe has no training section, or a field of it is wrong, or it holds no patients back.
     """
     recipe = load_recipe(model)
     if not recipe.training:
@@ -66,7 +70,12 @@ def course_of(model: str | Path) -> Course:
     kind = recipe.training.get("kind")
     if kind not in _COURSES:
         raise UsageError(f"recipe '{recipe.name}': training.kind must be one of {', '.join(_COURSES)}, got '{kind}'")
-    return _COURSES[kind](recipe)
+    if patients is None:
+        return _COURSES[kind](recipe)
+    if not issubclass(_COURSES[kind], FolderCourse):
+        raise UsageError(f"training '{kind}' holds no patients back, got a table of patients; drop --patients")
+    section = {**recipe.training, "patients": str(patients.resolve())}
+    return _COURSES[kind](recipe.model_copy(update={"training": section}))
 
 
 def train(
@@ -87,7 +96,7 @@ def train(
         model: Name of a model, a folder that holds a recipe, or one of `NETWORKS`.
         data: Folder that the recipe's patterns start from.
         out: Folder of the run: `state.pt`, `log.jsonl`, `curves.png`, and the model that came of it.
-        patients: CSV table that says whose images are whose, for a network; see `find_pairs`.
+        patients: CSV table that says whose images are whose, where some are held back; see `find_pairs`.
         resume: Go on from `state.pt` of `out`.
         device: "cpu", "cuda" or "cuda:N".
         workers: Processes that draw images.
@@ -106,7 +115,7 @@ def train(
         raise UsageError(f"output folder '{out}' {problem}")
     if str(model) in NETWORKS:
         model = out if resume else _planned(str(model), data, out, patients)
-    course = course_of(model)
+    course = course_of(model, patients)
     files = course.files(data)
     rank, processes = rank_and_size()
     if processes > 1 and not course.TOGETHER:

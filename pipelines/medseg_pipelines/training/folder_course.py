@@ -27,23 +27,29 @@ from medseg_pipelines.training.loop import Optimisation, Trainer
 from medseg_pipelines.training.validation import Validation
 
 Masks = Literal["values", "nonzero", "half"]
-FolderOptions = TypeVar("FolderOptions", bound="FolderSection")
+FolderOptions = TypeVar("FolderOptions", bound="HeldBack")
+LabelOptions = TypeVar("LabelOptions", bound="FolderSection")
 
 
-class FolderSection(Optimisation):
-    """What every training on a folder says; `folder_plan` finds the rest."""
+class HeldBack(Optimisation):
+    """What every training on a folder says of the images that it does not learn from."""
 
-    learning_rate: float = 1e-3
-    decay: float = 0.5
-    average: float = 0.99
-    masks: Masks = "values"
-    shares: tuple[float, ...] = ()  # of each class in all pixels or voxels, as found
     patients: str | None = None  # CSV table with the columns file and patient
     hold_back: float = Field(default=0.2, gt=0, lt=1)  # share of the patients
     split_seed: int = 0
     every: int = Field(default=50, ge=1)  # steps between two looks at what is held back
     patience: int = Field(default=8, ge=1)  # looks without a better one before the run ends
     judged: int = Field(default=24, ge=1)  # patches of each look
+
+
+class FolderSection(HeldBack):
+    """What every training of a network that labels all of an image says; `folder_plan` finds the rest."""
+
+    learning_rate: float = 1e-3
+    decay: float = 0.5
+    average: float = 0.99
+    masks: Masks = "values"
+    shares: tuple[float, ...] = ()  # of each class in all pixels or voxels, as found
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,16 @@ class Score:
     Attributes:
         label: Its name.
         dices: One per image that holds the label, or was given it by the model.
-        trivial: Mean Dice of labelling everything.
+        trivial: Mean Dice of what needs no model.
+        counted: What the scores are of.
+        against: What needs no model.
     """
 
     label: str
     dices: tuple[float, ...]
     trivial: float
+    counted: str = "images"
+    against: str = "if everything were labelled"
 
     @property
     def mean(self) -> float:
@@ -103,6 +113,30 @@ class FolderCourse(Course[FolderOptions]):
         """Shared, found and true pixels of each label in a batch, (3, K)."""
 
     @abstractmethod
+    def account(self, model: Any) -> list[Score]:
+        """The finished model on every held-back image."""
+
+    def judged_lines(self, scores: Sequence[Score]) -> list[str]:
+        """What the card says of them."""
+        told = [
+            f"Dice on {len(self._held)} held-back image{'s' * (len(self._held) != 1)}, which said when to stop, "
+            "so that new images may do worse:",
+            "",
+            f"| label | {scores[0].counted} | mean Dice | least | {scores[0].against} |",
+            "|---|---|---|---|---|",
+        ]
+        for score in scores:
+            least = min(score.dices, default=float("nan"))
+            told.append(
+                f"| {score.label} | {len(score.dices)} | {score.mean:.3f} | {least:.3f} | {score.trivial:.3f} |"
+            )
+        return told
+
+
+class LabelCourse(FolderCourse[LabelOptions]):
+    """Training of a network that gives every pixel or voxel of an image one of the recipe's labels, or none."""
+
+    @abstractmethod
     def drawn(self, model: Any, pair: Pair) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
         """Label ids that a finished model gives one image, and the true ones."""
 
@@ -127,22 +161,6 @@ class FolderCourse(Course[FolderOptions]):
             Score(label.name, tuple(dices[label.id]), float(np.mean(trivial[label.id] or [0.0])))
             for label in self.labels()
         ]
-
-    def judged_lines(self, scores: Sequence[Score]) -> list[str]:
-        """What the card says of them."""
-        told = [
-            f"Dice on {len(self._held)} held-back image{'s' * (len(self._held) != 1)}, which said when to stop, "
-            "so that new images may do worse:",
-            "",
-            "| label | images | mean Dice | least | if everything were labelled |",
-            "|---|---|---|---|---|",
-        ]
-        for score in scores:
-            least = min(score.dices, default=float("nan"))
-            told.append(
-                f"| {score.label} | {len(score.dices)} | {score.mean:.3f} | {least:.3f} | {score.trivial:.3f} |"
-            )
-        return told
 
 
 def pooled_dice(counts: list[Tensor]) -> float:

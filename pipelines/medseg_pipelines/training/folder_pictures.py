@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medseg.errors import UsageError
-from medseg.io.pictures import read_ids, read_mask, read_picture
+from medseg.io.pictures import read_picture
 from medseg_pipelines.picture_preparation import colour_planes, field_of, resized, scaled_size
 from medseg_pipelines.recipe import PictureRecipe
-from medseg_pipelines.training.folder_course import FolderCourse, FolderSection, classes_of, counted
+from medseg_pipelines.training.folder_course import FolderSection, LabelCourse, classes_of, counted
 from medseg_pipelines.training.folder_pairs import Pair
-from medseg_pipelines.training.folder_plan import require_size
+from medseg_pipelines.training.folder_plan import mask_ids, require_size
 from medseg_pipelines.training.patches import (
     Augmentation,
     Patches,
@@ -49,7 +49,7 @@ class FolderPictureSection(FolderSection, PatchOptions):
     augmentation: Augmentation = Augmentation(zoom=(0.8, 1.25), brightness=0.2, noise=(0.0, 0.15))
 
 
-class FolderPictureCourse(FolderCourse[FolderPictureSection]):
+class FolderPictureCourse(LabelCourse[FolderPictureSection]):
     """Training on pictures."""
 
     OPTIONS: ClassVar = FolderPictureSection
@@ -92,7 +92,7 @@ class FolderPictureCourse(FolderCourse[FolderPictureSection]):
 
     def _masks(self, pair: Pair) -> NDArray[np.bool_]:
         """(K, H, W)."""
-        ids = read_mask(pair.mask).astype(np.int32) if self.options.masks == "half" else read_ids(pair.mask)
+        ids = mask_ids(pair.mask, half=self.options.masks == "half")
         return classes_of(ids, self.labels(), self.options.masks)
 
     def _recipe(self) -> PictureRecipe:

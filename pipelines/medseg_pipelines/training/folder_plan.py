@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.errors import InputRefused, UsageError
 from medseg.geometry import to_ras
@@ -83,10 +84,10 @@ def plan(network: str, pairs: Sequence[Pair], data: Path) -> Recipe:
 def look_at_pictures(pairs: Sequence[Pair]) -> Findings:
     """Sizes and classes of pictures; of at most forty."""
     some = _some(pairs)
-    lossy = any(pair.mask.suffix.lower() in _LOSSY for pair in some)
+    lossy = any(is_lossy(pair.mask) for pair in some)
     sizes, counts, pixels = [], {}, 0
     for pair in some:
-        ids = read_mask(pair.mask).astype(np.int32) if lossy else read_ids(pair.mask)
+        ids = mask_ids(pair.mask, half=lossy)
         size = read_picture(pair.image).size
         require_size(pair, size, ids.shape)
         sizes.append(size)
@@ -94,6 +95,16 @@ def look_at_pictures(pairs: Sequence[Pair]) -> Findings:
         _count(ids, counts)
     values, masks, shares = _classes(counts, pixels)
     return Findings(values, "half" if lossy else masks, shares, tuple(sizes))
+
+
+def is_lossy(path: Path) -> bool:
+    """Whether a mask was compressed so that its numbers mean nothing but bright and dark."""
+    return path.suffix.lower() in _LOSSY
+
+
+def mask_ids(path: Path, *, half: bool) -> NDArray[np.int32]:
+    """Numbers of the mask of a picture, (H, W); 1 from half of the brightest value on where `half`."""
+    return read_mask(path).astype(np.int32) if half else read_ids(path)
 
 
 def look_at_volumes(pairs: Sequence[Pair]) -> Findings:

@@ -20,7 +20,7 @@ from medseg.losses import dice_and_cross_entropy
 from medseg_pipelines.preparation import prepare
 from medseg_pipelines.recipe import SegmentationRecipe
 from medseg_pipelines.segmentation import preparation_of
-from medseg_pipelines.training.folder_course import FolderCourse, FolderSection, classes_of, counted
+from medseg_pipelines.training.folder_course import FolderSection, LabelCourse, classes_of, counted
 from medseg_pipelines.training.folder_pairs import Pair
 from medseg_pipelines.training.folder_plan import require_size
 from medseg_pipelines.training.loop import Trainer
@@ -138,7 +138,7 @@ class BlockTrainer(Trainer):
         return dice_and_cross_entropy(scores.float().transpose(0, 1).flatten(1), target.flatten())
 
 
-class FolderVolumeCourse(FolderCourse[FolderVolumeSection]):
+class FolderVolumeCourse(LabelCourse[FolderVolumeSection]):
     """Training on volumes."""
 
     OPTIONS: ClassVar = FolderVolumeSection
