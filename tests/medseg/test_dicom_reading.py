@@ -1,5 +1,6 @@
 """DICOM series to grids: equal to what highdicom says to 0.001 mm, or refused with the slice and the millimetres."""
 
+import copy
 import re
 import zipfile
 from contextlib import suppress
@@ -123,6 +124,34 @@ def test_names_in_archives_and_directories_stay_inside(tmp_path: Path) -> None:
     assert "not opened" in refusal(tmp_path / "bomb.zip")
     (tmp_path / "cut.zip").write_bytes((tmp_path / "a.zip").read_bytes()[:300])
     assert "damaged" in refusal(tmp_path / "cut.zip")
+
+
+def test_an_archive_is_listed_once_however_many_files_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing it again for each of them takes hours for an archive of 60 000 empty ones."""
+    listed = []
+
+    class Counted(zipfile.ZipFile):
+        def _RealGetContents(self) -> None:  # noqa: N802 - zipfile calls it so
+            listed.append(self.filename)
+            super()._RealGetContents()  # pyright: ignore[reportAttributeAccessIssue] - it is not in the stubs
+
+    folder = Case().write(tmp_path / "series")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for path in folder.iterdir():
+            archive.write(path, path.name)
+    monkeypatch.setattr(zipfile, "ZipFile", Counted)
+    read(tmp_path / "a.zip")
+    assert 1 <= len(listed) <= 2, "once to choose the kind of file, once to read"
+
+
+def test_many_small_files_are_a_bomb_too(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "many.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.dcm", bytes(16 << 20))
+        for number in range(1, 70):  # all of them the same bytes, under names of their own
+            again = copy.copy(archive.filelist[0])
+            again.filename = f"{number}.dcm"
+            archive.filelist.append(again)
+    assert "1.1 GiB from" in refusal(tmp_path / "many.zip")
 
 
 def test_several_series_are_listed_and_chosen_from(tmp_path: Path) -> None:

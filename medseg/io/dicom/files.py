@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ _LARGEST_MEMBER = 4 << 30  # bytes of one unpacked file
 _LARGEST_ARCHIVE = 64 << 30  # bytes of all unpacked files together
 _RATIO = 200  # unpacked over packed; images do not shrink that far, bombs do
 _SMALL = 16 << 20  # bytes below which a member may shrink as it likes
+_SMALL_ARCHIVE = 1 << 30  # the same of all members together
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class File:
         path: The file, or the archive that holds it.
         member: Its name within the archive.
         size: Bytes.
+        archive: The archive, open; its list of members is read once for all of them.
     """
 
     path: Path
     member: str | None
     size: int
+    archive: zipfile.ZipFile | None = field(default=None, repr=False, compare=False)
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -47,13 +50,12 @@ class File:
         Raises:
             InputRefused: The archive is damaged.
         """
-        if self.member is None:
+        if self.member is None or self.archive is None:
             with self.path.open("rb") as stream:
                 yield stream
             return
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                content = archive.read(self.member)
+            content = self.archive.read(self.member)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError):
             raise InputRefused("the archive is damaged: a file cannot be unpacked; copy or export it again") from None
         yield io.BytesIO(content)
@@ -100,14 +102,18 @@ def _in_folder(path: Path) -> list[File]:
 
 def _in_archive(path: Path) -> tuple[list[File], list[Problem]]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
+        archive = zipfile.ZipFile(path)  # closed with the last of its files
+        members = [member for member in archive.infolist() if not member.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError):
         raise InputRefused("expected a zip archive, got damaged data; copy or export it again") from None
     if len(members) > _MOST_FILES:
         raise InputRefused(f"expected at most {_MOST_FILES} files in the archive, got {len(members)}; split it")
-    if sum(member.file_size for member in members) > _LARGEST_ARCHIVE:
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > _LARGEST_ARCHIVE:
         raise InputRefused(f"expected at most {_LARGEST_ARCHIVE >> 30} GiB unpacked, got more; split the archive")
+    if unpacked > max(_SMALL_ARCHIVE, _RATIO * path.stat().st_size):
+        size = f"{unpacked / 2**30:.2g} GiB from {path.stat().st_size} bytes"
+        raise InputRefused(f"expected images in the archive, got files that unpack to {size}; it is not opened")
     inside = [member for member in members if _stays_inside(member.filename)]
     problems = []
     if len(inside) < len(members):
@@ -116,7 +122,7 @@ def _in_archive(path: Path) -> tuple[list[File], list[Problem]]:
     for member in inside:
         _check_member(member)
     kept = sorted((m for m in inside if not _clutter(m.filename)), key=lambda m: m.filename)
-    return [File(path, member.filename, member.file_size) for member in kept], problems
+    return [File(path, member.filename, member.file_size, archive) for member in kept], problems
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
