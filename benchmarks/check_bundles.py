@@ -32,7 +32,7 @@ def _row(name: str) -> int:
     """Print one row; 1 where something failed."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="medseg-bundles-") as place:
-        bundle = Path(place) / name
+        bundle = Path(place) / Path(name).name
         bundle.mkdir()
         try:
             build(name, bundle)

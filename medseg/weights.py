@@ -29,7 +29,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, *, half: bool = False)
     Returns:
         `path`.
     """
-    from safetensors.torch import save_file  # see load_weights
+    from safetensors.torch import save_file  # see read_weights
 
     tensors = {}
     for name, value in state.items():
@@ -49,7 +49,20 @@ def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -
         sha256: What the file must hash to; not checked if not given.
 
     Raises:
-        ModelMissing: The file is absent or damaged, has another hash, or its names or shapes are not the network's.
+        ModelMissing: As of `read_weights`, or the names or shapes are not the network's.
+    """
+    fill(network, read_weights(path, sha256=sha256), f"weights '{path.name}'")
+
+
+def read_weights(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+    """The parameters of a safetensors file by name.
+
+    Args:
+        path: The file.
+        sha256: What it must hash to; not checked if not given.
+
+    Raises:
+        ModelMissing: The file is absent or damaged, or has another hash.
     """
     # networks need `fill` alone, and travel in bundles to places without safetensors
     from safetensors import SafetensorError
@@ -60,10 +73,9 @@ def load_weights(network: nn.Module, path: Path, *, sha256: str | None = None) -
     if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise ModelMissing(f"weights '{path.name}' must have sha256 {sha256[:12]}..., got {found[:12]}...; reinstall")
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise ModelMissing(f"weights '{path.name}' are damaged ({error}); reinstall") from None
-    fill(network, state, f"weights '{path.name}'")
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], source: str = "these weights") -> None:

@@ -13,17 +13,18 @@ import yaml
 from medseg import io
 from medseg_pipelines.bundle import check, export
 from medseg_pipelines.bundle.kinds import Kind, kind_of
+from medseg_pipelines.bundle.kinds.kind import Training
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_folder
 from tiny_model import head
 
 _TRAINING = {
-    "segmentation": {"crop": "[16,16,16]"},
+    "segmentation": {},
     "restoration": {"crop": 32, "batch_size": 1},
     "picture-segmentation": {"crop": 64, "batch_size": 1},
 }
 _SMALLER = {
     "segmentation": {"inference": {"window": [64, 32, 32]}},
-    "picture-segmentation": {"preparation": {"diameter": 150}, "inference": {"window": 96}},
+    "picture-segmentation": {"inference": {"window": 96}},
     "super-resolution": {"upscaling": {"window": [16, 16, 16]}},
 }
 
@@ -58,6 +59,8 @@ def small_copy(name: str, folder: Path) -> Path:
     content = yaml.safe_load((home / RECIPE_FILE).read_text(encoding="utf-8"))
     for section, changes in _SMALLER.get(content["task"], {}).items():
         content[section].update(changes)
+    if "diameter" in content.get("preparation", {}):
+        content["preparation"]["diameter"] = 150
     folder.mkdir()
     (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
     (folder / content["weights"]["file"]).symlink_to(home / content["weights"]["file"])
@@ -89,6 +92,8 @@ def _further(bundle: Path, work: Path, kind: Kind[Any]) -> dict[str, list[str]]:
     if (bundle / "configs" / "train.json").is_file():
         _write_pair(work / "data", kind)
         options = {"max_epochs": 2, "device": "cpu", **_TRAINING[kind.recipe.task]}
+        if kind.recipe.task == "segmentation":
+            options["crop"] = str([min(16, side) for side in _training(kind).options["crop"]]).replace(" ", "")
         given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         places = ["--dataset_dir", str(work / "data"), "--output_dir", str(work / "tuned")]
         config = ["--config_file", str(bundle / "configs" / "train.json"), "--bundle_root", str(bundle)]
@@ -96,11 +101,15 @@ def _further(bundle: Path, work: Path, kind: Kind[Any]) -> dict[str, list[str]]:
     return commands
 
 
-def _write_pair(data: Path, kind: Kind[Any]) -> None:
-    """One image and what a network is to learn of it."""
+def _training(kind: Kind[Any]) -> Training:
     training = kind.training()
     assert training is not None
-    images, targets = (data / name for name in training.folders)
+    return training
+
+
+def _write_pair(data: Path, kind: Kind[Any]) -> None:
+    """One image and what a network is to learn of it."""
+    images, targets = (data / name for name in _training(kind).folders)
     for folder in (images, targets):
         folder.mkdir(parents=True)
     if kind.recipe.task == "segmentation":

@@ -12,8 +12,8 @@ from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
 WINDOW = (32, 32, 32)
 
 
-def tiny_recipe() -> dict[str, Any]:
-    """The recipe of brain-structures with a tiny network, as it stands in the file."""
+def tiny_recipe(*, flat: bool = False) -> dict[str, Any]:
+    """The recipe of brain-structures with a tiny network, of slices if `flat`, as it stands in the file."""
     path = recipe_folder("brain-structures") / RECIPE_FILE
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     content["name"] = "tiny"
@@ -23,20 +23,24 @@ def tiny_recipe() -> dict[str, Any]:
     }
     content["preparation"]["spacing"] = [4.0, 4.0, 4.0]
     content["inference"] = {"window": list(WINDOW), "overlap": 0.25}
+    if flat:
+        sizes = {"dim": 16, "depths": [1, 1], "num_heads": [1, 2], "decoder": {"dim": 16, "heads": 2, "mlp_dim": 16}}
+        content["network"] = {"name": "her-seg", "options": {"in_channels": 1, "out_channels": 12, **sizes}}
+        content["inference"]["window"] = [*WINDOW[:2], 1]
     content["training"] = {}
     return content
 
 
-def build_tiny_model(folder: Path) -> Path:
+def build_tiny_model(folder: Path, *, flat: bool = False) -> Path:
     """Recipe and random weights in `folder`, marked as untrained; returns the folder."""
     import torch
 
     from medseg.networks import build_network
     from medseg.weights import save_weights, sha256_of
 
-    content = tiny_recipe()
+    content = tiny_recipe(flat=flat)
     torch.manual_seed(3)
-    network = build_network("wau", **content["network"]["options"])
+    network = build_network(content["network"]["name"], **content["network"]["options"])
     weights = save_weights(network.state_dict(), folder / "weights.safetensors")
     content["weights"] = {
         "file": weights.name,

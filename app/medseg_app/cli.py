@@ -25,6 +25,7 @@ from medseg_app.options import (
     EnforceConsistency,
     Engine,
     Formats,
+    Frames,
     Json,
     MemoryLimit,
     Model,
@@ -119,6 +120,7 @@ def infer(
     formats: Formats = "nifti",
     seg_encoding: SegEncoding = "binary",
     time_point: TimePoint = None,
+    frames: Frames = None,
     series: Series = None,
     correct_geometry: CorrectGeometry = False,
     force_scope: Annotated[
@@ -157,16 +159,6 @@ def infer(
     from medseg_app.commands import infer
     from medseg_app.commands.prompts import PromptRequest
 
-    prompting = PromptRequest(
-        points=tuple(points or ()),
-        boxes=tuple(boxes or ()),
-        file=prompts,
-        propagate=not no_propagate,
-        consensus=consensus,
-        window=window,
-        weights=weights,
-        embeddings=embeddings,
-    )
     request = infer.Request(
         inputs=tuple(inputs),
         model=model,
@@ -176,6 +168,7 @@ def infer(
         device=device,
         engine=engine,
         time_point=time_point,
+        frames=frames,
         series=series,
         correct_geometry=correct_geometry,
         memory_limit=parse_size(memory_limit),
@@ -184,7 +177,16 @@ def infer(
         regions=regions,
         save_regions=save_regions,
         partition=partition,
-        prompting=prompting,
+        prompting=PromptRequest(
+            points=tuple(points or ()),
+            boxes=tuple(boxes or ()),
+            file=prompts,
+            propagate=not no_propagate,
+            consensus=consensus,
+            window=window,
+            weights=weights,
+            embeddings=embeddings,
+        ),
         support=support,
         enforce_consistency=enforce_consistency,
         overwrite=overwrite,
@@ -343,6 +345,14 @@ def train(
         Path | None,
         typer.Option(help="CSV (file, patient): whose images are whose; for a network.", rich_help_panel=INPUT),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", help="Earlier run of her-seg or her-seg-pretrain to start from.", rich_help_panel=MODEL),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="For her-seg-pretrain: a SAM of `medseg weights list`.", rich_help_panel=MODEL),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last step in -o.", rich_help_panel=MODEL)
     ] = False,
@@ -368,6 +378,8 @@ def train(
         data=data,
         out=out,
         patients=patients,
+        start=start,
+        teacher=teacher,
         resume=resume,
         device=device,
         workers=workers,

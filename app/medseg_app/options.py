@@ -22,6 +22,14 @@ Engine = Annotated[
     str, typer.Option(help="auto, or one that `medseg doctor` lists.", rich_help_panel=COMPUTE, show_default=True)
 ]
 TimePoint = Annotated[int | None, typer.Option(help="Which volume of a 4D file, from 0.", min=0, rich_help_panel=INPUT)]
+Frames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Frames of a picture file with several, a video: all, or from 0 like 7 or 10-19.",
+        rich_help_panel=INPUT,
+    ),
+]
 Series = Annotated[
     str | None,
     typer.Option(

@@ -48,6 +48,7 @@ _SIGNATURES = {
 _OTHERS = {b"%PDF": "PDF", b"PK\x03\x04": "a zip archive", b"RIFF": "WebP or another RIFF file", b"\x1f\x8b": "gzip"}
 _GREY, _COLOUR = ("1", "L", "LA", "La"), ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "YCbCr")
 _DEEP_GREY = ("I;16", "I;16L", "I;16B")
+_MOST_OF_16_BIT = 65_535
 _MOST_PIXELS = 150_000_000  # below the size from which Pillow itself refuses
 _BYTES_PER_PIXEL = 40  # of a picture while it is read and prepared: the file's, the turned and the scaled values
 _ORIENTATION, _DESCRIPTION, _WIDTH_RESOLUTION, _HEIGHT_RESOLUTION = 274, 270, 282, 283
@@ -62,7 +63,7 @@ def is_picture(path: Path) -> bool:
         UsageError: There is no such file.
     """
     if path.suffix.lower() in ENDINGS and not path.is_dir():
-        _require_file(path)
+        require_file(path)
         return True
     if not path.is_file() or not is_series(path) or path.suffix.lower() == ".zip" or path.name.upper() == "DICOMDIR":
         return False
@@ -102,16 +103,20 @@ def read_mask(path: Path, *, memory_limit: int | None = None) -> NDArray[np.bool
 
 
 def write_indexed(mask: NDArray[np.uint8], path: Path, colors: Sequence[tuple[int, int, int]]) -> None:
-    """Label ids as an indexed PNG.
+    """Label ids as an indexed PNG; see `indexed`."""
+    indexed(mask, colors).save(path, format="PNG", optimize=True)
+
+
+def indexed(mask: NDArray[np.uint8], colors: Sequence[tuple[int, int, int]]) -> Image.Image:
+    """Label ids as a picture with a palette.
 
     Args:
         mask: (H, W), ids below the number of colours.
-        path: Ends in `.png`.
         colors: sRGB of id 0, 1, ...; 256 at most.
     """
     image = Image.fromarray(mask).copy()
     image.putpalette([value for color in colors for value in color])
-    image.save(path, format="PNG", optimize=True)
+    return image
 
 
 def read_indexed(path: Path) -> NDArray[np.uint8]:
@@ -121,23 +126,45 @@ def read_indexed(path: Path) -> NDArray[np.uint8]:
         InputRefused: The file is something else.
         UsageError: There is no such file.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         if image.mode not in ("P", "L"):
             raise InputRefused(f"{path.name}: expected label ids (an indexed or 8 bit grey PNG), got {image.mode}")
         return np.array(image, np.uint8)
 
 
 def write_ids(ids: NDArray[np.integer], path: Path) -> None:
-    """Numbers of labels or things as a grey picture, 16 bit for `.png` and 32 bit for `.tif`.
+    """Numbers of labels or things as a grey picture; see `numbers_as_image`.
 
     Args:
         ids: (H, W), 0 to 65535 for `.png`.
-        path: Ends in `.png` or `.tif`.
+        path: Ends in `.png` or `.tif`; see `name_for_ids`.
     """
-    if path.suffix == ".tif":
-        Image.fromarray(ids.astype(np.int32)).save(path, compression="tiff_deflate")
-    else:
-        Image.fromarray(ids.astype(np.uint16)).save(path)
+    numbers_as_image(ids).save(path, **({"compression": "tiff_deflate"} if path.suffix == ".tif" else {}))
+
+
+def numbers_as_image(ids: NDArray[np.integer]) -> Image.Image:
+    """Numbers (H, W) as a grey picture of 16 bit, or of 32 bit where one is larger."""
+    return Image.fromarray(ids.astype(np.uint16 if ids.max(initial=0) <= _MOST_OF_16_BIT else np.int32))
+
+
+def write_pixels(pixels: NDArray[np.integer], path: Path) -> None:
+    """A picture as it is.
+
+    Args:
+        pixels: (H, W, C), C 1 or 3, 8 bit, or 16 bit of one channel.
+        path: Ends in `.png`.
+    """
+    pixels_as_image(pixels).save(path)
+
+
+def pixels_as_image(pixels: NDArray[np.integer]) -> Image.Image:
+    """Pixels (H, W, C) of a `Picture`, colours of 8 bit, as Pillow holds them."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def name_for_ids(stem: str, count: int) -> str:
+    """The name of a file for numbers up to a count: 16 bit PNG, or TIFF where there are too many."""
+    return f"{stem}.png" if count <= _MOST_OF_16_BIT else f"{stem}.tif"
 
 
 def read_ids(path: Path, *, memory_limit: int | None = None) -> NDArray[np.int32]:
@@ -148,10 +175,10 @@ def read_ids(path: Path, *, memory_limit: int | None = None) -> NDArray[np.int32
         UsageError: There is no such file.
     """
     path = Path(path)
-    _require_file(path)
+    require_file(path)
     if path.suffix.lower() not in ENDINGS:
         raise InputRefused(f"{path.name}: expected a picture with numbers, a name that ends in {', '.join(ENDINGS)}")
-    with _opened(path) as image:
+    with opened(path) as image:
         refuse_large(path.name, image.width, image.height, _limit(memory_limit))
         _require_one_frame(path.name, image)
         if image.mode in ("1", "L", "P", "I", *_DEEP_GREY):
@@ -162,17 +189,17 @@ def read_ids(path: Path, *, memory_limit: int | None = None) -> NDArray[np.int32
 
 
 def _read(path: Path, memory_limit: int | None) -> Picture:
-    _require_file(path)
+    require_file(path)
     if path.suffix.lower() not in ENDINGS:
         if is_series(path) and not path.is_dir():
             from medseg.io import pictures_dicom
 
             return pictures_dicom.read(path, _limit(memory_limit))
         raise InputRefused(f"{path.name}: expected a name that ends in {', '.join(ENDINGS)}, or DICOM; convert it")
-    with _opened(path) as image:
+    with opened(path) as image:
         refuse_large(path.name, image.width, image.height, _limit(memory_limit))
         _require_one_frame(path.name, image)
-        return _picture(path, image)
+        return picture_in(path, image)
 
 
 def _limit(memory_limit: int | None) -> int:
@@ -199,7 +226,7 @@ def refuse_large(name: str, width: int, height: int, limit: int) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Iterator[Image.Image]:
     """A picture whose header was read and whose format is that of its name; what Pillow raises becomes a refusal."""
     found = _format_of(path)
     try:
@@ -233,26 +260,51 @@ def _format_of(path: Path) -> str:
     raise InputRefused(f"{text}; {'rename' if found else 'export'} the file")
 
 
-def _require_file(path: Path) -> None:
+def require_file(path: Path) -> None:
+    """Refuse what is no file.
+
+    Raises:
+        InputRefused: It is a folder.
+        UsageError: It is not there.
+    """
     if not path.exists():
         raise UsageError(f"{path.name}: no such file; check the path")
     if path.is_dir():
         raise InputRefused(f"{path.name}: expected one picture, got a folder; name the file")
 
 
+def frame_count(image: Image.Image) -> int:
+    """Frames of an opened file; a camera's MPO has one, and previews of it."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
 def _require_one_frame(name: str, image: Image.Image) -> None:
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's MPO: the picture, then previews
+    frames = frame_count(image)
     if frames > 1:
         kind = "pages" if image.format == "TIFF" else "frames"
-        raise InputRefused(f"{name}: expected one picture, got {frames} {kind}; export one of them")
+        raise InputRefused(
+            f"{name}: expected one picture, got {frames} {kind}; choose with `medseg infer --frames` or export one"
+        )
 
 
-def _picture(path: Path, image: Image.Image) -> Picture:
+def picture_in(path: Path, image: Image.Image, *, single: bool = True) -> Picture:
+    """The frame that an opened file stands at.
+
+    Args:
+        path: Of the file.
+        image: From `opened`.
+        single: Whether it is the only one.
+
+    Raises:
+        InputRefused: Its colours are not grey or RGB, or have 16 bit where it is not the only one.
+    """
     mode, notes = image.mode, []
     if mode not in (*_GREY, *_COLOUR, *_DEEP_GREY):
         known = {"CMYK": "CMYK (inks)", "I": "32 bit integers", "F": "floating point", "LAB": "CIELAB"}
         raise InputRefused(f"{path.name}: expected grey or RGB of 8 or 16 bit, got {known.get(mode, mode)}; convert it")
     deep = mode in _DEEP_GREY or (mode == "RGB" and _sixteen_bit(image))
+    if deep and mode == "RGB" and not single:
+        raise InputRefused(f"{path.name}: frames in colours of 16 bit are not read; save them with 8 bit")
     if deep and mode == "RGB":
         pixels = _deep_colour(path)
     elif mode in _DEEP_GREY:

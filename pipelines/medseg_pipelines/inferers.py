@@ -78,6 +78,15 @@ def _starts(size: int, side: int, overlap: float) -> tuple[int, ...]:
     return tuple(round(i * (size - side) / (count - 1)) for i in range(count))
 
 
+def through_slices(predict: Predict) -> Predict:
+    """What a network of slices makes of windows one voxel deep: (B, C, X, Y, 1) to (B, K, X, Y, 1)."""
+
+    def of_window(window: Tensor) -> Tensor:
+        return predict(window[..., 0])[..., None]
+
+    return of_window
+
+
 def label_volume(
     predict: Predict,
     image: np.ndarray,

@@ -32,11 +32,10 @@ def load_model(
     """
     model = _only_model() if model is None else model
     recipe = load_recipe(model)  # before torch: a wrong name must be told at once
+    if recipe.task == "pretraining":
+        raise UsageError(f"model '{recipe.name}' {PRETRAINED}")
     if str(model) in template_names():
-        raise ModelMissing(
-            f"model '{model}' ships as a recipe without weights; train it with `medseg train {model} --data FOLDER "
-            "--out RUN`, then use -m RUN"
-        )
+        raise ModelMissing(no_weights(str(model), "use -m RUN"))
     folder = recipe_folder(model)
     if recipe.task == "prompting":
         from medseg_pipelines.prompting.model import Prompting
@@ -69,6 +68,20 @@ def load_model(
 
         return Segmentation(recipe, folder, device=device, engine=engine)
     raise UsageError(f"model '{recipe.name}' must have a task that can be run here, got {recipe.task}")
+
+
+PRETRAINED = (
+    "teaches an encoder and segments nothing: train it with `medseg train her-seg-pretrain --data FOLDER --out RUN`, "
+    "go on with `medseg train her-seg --data FOLDER --from RUN`, and use what comes of that"
+)
+
+
+def no_weights(name: str, then: str) -> str:
+    """The sentence that refuses a recipe without weights; `then` is what to do with what training gives."""
+    return (
+        f"model '{name}' ships as a recipe without weights; train it with `medseg train {name} --data FOLDER "
+        f"--out RUN`, then {then}"
+    )
 
 
 def _only_model() -> str:

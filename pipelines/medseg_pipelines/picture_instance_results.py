@@ -6,13 +6,14 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from medseg.instance_measures import Things
-from medseg.io.pictures import write_ids
+from medseg.io.pictures import name_for_ids, numbers_as_image, write_ids
 from medseg.picture import Picture
 from medseg_pipelines.drawing import outline
 from medseg_pipelines.picture_results import PROBABILITY_FILE, PictureResult
@@ -21,7 +22,6 @@ from medseg_pipelines.results import LABELS_JSON, write_json
 from medseg_pipelines.words import RESEARCH_USE
 
 TABLE = "instances.csv"
-_MOST = 65_535  # what a PNG of 16 bit can number
 _OVERLAY = 2048  # px of the longer side
 _FINEST = 3  # a small picture is enlarged up to this for its outlines
 _TINTS = ((255, 210, 60), (80, 220, 120), (90, 180, 255), (255, 120, 200), (255, 140, 70), (190, 160, 255))
@@ -40,7 +40,15 @@ class InstanceResult(PictureResult):
     @property
     def main_file(self) -> str:
         """Name of the numbers: 16 bit PNG, or TIFF where there are too many."""
-        return "labels.png" if len(self.things) <= _MOST else "labels.tif"
+        return name_for_ids("labels", len(self.things))
+
+    def page(self) -> Image.Image:
+        """The numbers as a page of a file with several."""
+        return numbers_as_image(self.labels)
+
+    def names(self) -> dict[str, Any]:
+        """What the numbers mean."""
+        return {**super().names(), "values": "one number per thing", "things": len(self.things)}
 
     def overlay(self, longest: int = _OVERLAY) -> Image.Image:
         """The outlines over the picture, neighbours in different colours."""
@@ -57,8 +65,7 @@ class InstanceResult(PictureResult):
         write_ids(self.labels, folder / self.main_file)
         Image.fromarray(self.probability[0].astype(np.uint8)).save(folder / PROBABILITY_FILE)
         self.overlay().save(folder / "overlay.png")
-        names = {**self._names(), "values": "one number per thing", "things": len(self.things)}
-        write_json(folder / LABELS_JSON, names)
+        write_json(folder / LABELS_JSON, self.names())
         write_json(folder / "statistics.json", {"notice": RESEARCH_USE, **as_json(self.figures)})
         (folder / "statistics.csv").write_text(as_csv(self.figures), encoding="utf-8")
         (folder / TABLE).write_text(_table(self.things, self.picture.spacing), encoding="utf-8")

@@ -14,7 +14,7 @@ from medseg.instances import OUTPUTS, Separation, separate
 from medseg_pipelines.events import Reporter
 from medseg_pipelines.picture_case import PictureCase
 from medseg_pipelines.picture_instance_results import InstanceResult, figures_of
-from medseg_pipelines.picture_segmentation import PictureSegmentation
+from medseg_pipelines.picture_segmentation import PictureSegmentation, label_facts
 from medseg_pipelines.picture_windows import probabilities_by_window, windows
 from medseg_pipelines.pipeline import RunOptions, RunPlan, require_memory
 from medseg_pipelines.recipe import PictureRecipe
@@ -31,20 +31,25 @@ def picture_model(
     return kind(recipe, folder, device=device, engine=engine)
 
 
+def separation_of(recipe: PictureRecipe) -> Separation:
+    """How masks become separate things.
+
+    Raises:
+        UsageError: The recipe does not say.
+    """
+    instances = recipe.instances
+    if instances is None:
+        raise UsageError(f"recipe '{recipe.name}': expected a section 'instances', it has none")
+    threshold = recipe.inference.threshold
+    return Separation(threshold=threshold, core=instances.core, smallest=instances.smallest, halo=instances.reach)
+
+
 class PictureInstanceSegmentation(PictureSegmentation):
     """A model that tells apart things of one kind, such as nuclei."""
 
     def __init__(self, recipe: PictureRecipe, folder: Path, *, device: str = "auto", engine: str = "auto") -> None:
         super().__init__(recipe, folder, device=device, engine=engine)
-        instances = recipe.instances
-        if instances is None:
-            raise UsageError(f"recipe '{recipe.name}': expected a section 'instances', it has none")
-        self._separation = Separation(
-            threshold=recipe.inference.threshold,
-            core=instances.core,
-            smallest=instances.smallest,
-            halo=instances.reach,
-        )
+        self._separation = separation_of(recipe)
 
     def plan(self, case: PictureCase) -> RunPlan:
         """What running on the case will take; one window is run to know the time."""
@@ -89,7 +94,7 @@ class PictureInstanceSegmentation(PictureSegmentation):
             field=field,
             figures=figures,
             things=things,
-            manifest=self._manifest(case, ids, options, warnings, report),
+            manifest=self._manifest(case, label_facts(ids), options, warnings, report),
             recipe=self.recipe,
         )
 

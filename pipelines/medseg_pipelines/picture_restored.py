@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from medseg.io.pictures import pixels_as_image, write_pixels
 from medseg.picture import Picture
 from medseg_pipelines.drawing import AMBER, EDGE, TEXT, Caption, fitted, font, framed
 from medseg_pipelines.picture_case import hash_pixels
@@ -48,6 +49,10 @@ class RestoredPicture(Outcome):
     def digest(self) -> str:
         """The sha256 of the pixels."""
         return hash_pixels(self.pixels)
+
+    def page(self) -> Image.Image:
+        """The pixels as a page of a file with several."""
+        return pixels_as_image(self.pixels)
 
     def residual(self) -> NDArray[np.float32]:
         """Restored minus original, the original enlarged linearly where sizes differ; in shares of the range."""
@@ -110,10 +115,9 @@ class RestoredPicture(Outcome):
         return [f"changed by {changed} at most; {found['regions']} regions found in the picture"]
 
     def _write(self, folder: Path) -> None:
-        flat = self.pixels[:, :, 0] if self.pixels.shape[2] == 1 else self.pixels
-        Image.fromarray(flat).save(folder / self.main_file)
+        write_pixels(self.pixels, folder / self.main_file)
         shown = (self.residual() * 255 + _GREY).clip(0, 255).round().astype(np.uint8)
-        Image.fromarray(shown[:, :, 0] if shown.shape[2] == 1 else shown).save(folder / "residual.png")
+        write_pixels(shown, folder / "residual.png")
         original = Image.fromarray(self.picture.eight_bit())
         coloured_regions(original, self.regions.astype(np.int64)).save(folder / "regions.png", optimize=True)
         told = {"residual_png": f"{_GREY} means unchanged; one level is 1/255 of the range", **self.statistics()}

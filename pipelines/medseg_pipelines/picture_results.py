@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medseg.io.pictures import write_indexed
+from medseg.io.pictures import indexed, write_indexed
 from medseg.picture import Picture
 from medseg_pipelines.drawing import Caption
 from medseg_pipelines.picture_case import hash_pixels
@@ -75,17 +75,25 @@ class PictureResult(Outcome):
             convention="",
         )
 
-    def _write(self, folder: Path) -> None:
+    def page(self) -> Image.Image:
+        """The labels as a page of a file with several."""
+        return indexed(self.labels.astype(np.uint8), self._colours())
+
+    def _colours(self) -> list[tuple[int, int, int]]:
+        """Of each label id, 0 for the background."""
         colors = [(0, 0, 0)] * (max(label.id for label in self.recipe.labels) + 1)
         for label in self.recipe.labels:
             colors[label.id] = label.color
-        write_indexed(self.labels.astype(np.uint8), folder / self.main_file, colors)
+        return colors
+
+    def _write(self, folder: Path) -> None:
+        write_indexed(self.labels.astype(np.uint8), folder / self.main_file, self._colours())
         for number, label in enumerate(self.recipe.labels):
             scaled = (self.probability[number] * 255).round().astype(np.uint8)
             Image.fromarray(scaled).save(folder / self.probability_file(label.id))
         Image.fromarray(self.field).save(folder / FIELD_FILE)
         self.overlay().save(folder / "overlay.png")
-        write_json(folder / LABELS_JSON, self._names())
+        write_json(folder / LABELS_JSON, self.names())
         write_json(folder / "statistics.json", {"notice": RESEARCH_USE, **as_json(self.figures)})
         (folder / "statistics.csv").write_text(as_csv(self.figures), encoding="utf-8")
 
@@ -93,7 +101,8 @@ class PictureResult(Outcome):
         """Name of the probability of one label, 0 to 255 for 0 to 1."""
         return PROBABILITY_FILE if len(self.recipe.labels) == 1 else f"probability_{label}.png"
 
-    def _names(self) -> dict[str, Any]:
+    def names(self) -> dict[str, Any]:
+        """What each value of the labels means, the content of `labels.json`."""
         return {
             "model": self.recipe.name,
             "file": self.main_file,

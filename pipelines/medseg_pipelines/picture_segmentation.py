@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,28 +11,23 @@ from numpy.typing import NDArray
 
 from medseg.errors import UsageError
 from medseg_pipelines import inferers
-from medseg_pipelines.events import Callback, Reporter
-from medseg_pipelines.picture_case import (
-    PictureCase,
-    hash_pixels,
-    judge_picture,
-    picture_facts,
-    read_picture_case,
-)
+from medseg_pipelines.events import Reporter
+from medseg_pipelines.picture_case import PictureCase, hash_pixels
 from medseg_pipelines.picture_preparation import Prepared, prepare_picture, resized
 from medseg_pipelines.picture_results import PictureResult
+from medseg_pipelines.picture_runner import PictureRunner
 from medseg_pipelines.picture_statistics import Figure, measure_picture
 from medseg_pipelines.picture_tiles import labelled, probabilities, tile_plan
-from medseg_pipelines.pipeline import Runner, RunOptions, RunPlan, require_memory
+from medseg_pipelines.pipeline import RunOptions, RunPlan, require_memory
 from medseg_pipelines.recipe import PictureRecipe
-from medseg_pipelines.scope import require_in_scope
-from medseg_pipelines.words import UNTRAINED
 
 _BYTES_PER_PIXEL = 24  # of the picture at its full size: planes, field, probability, labels
 
 
-class PictureSegmentation(Runner[PictureRecipe]):
+class PictureSegmentation(PictureRunner[PictureRecipe, PictureResult]):
     """A model that draws masks on pictures."""
+
+    _pages = "labels.tif"
 
     def __init__(self, recipe: PictureRecipe, folder: Path, *, device: str = "auto", engine: str = "auto") -> None:
         super().__init__(recipe, folder, device=device, engine=engine)
@@ -42,31 +36,6 @@ class PictureSegmentation(Runner[PictureRecipe]):
                 f"recipe '{recipe.name}': inference.window must be a multiple of {self._multiple}, "
                 f"got {recipe.inference.window}"
             )
-
-    def __call__(self, image: Any, *, progress: Callback | None = None, **options: Any) -> PictureResult:
-        """Run on one picture.
-
-        Args:
-            image: A path, a `Picture`, pixels (H, W) or (H, W, 3), or a `PictureCase`.
-            progress: Gets every `Event`; returning False or raising `Cancelled` stops the run.
-            options: Fields of `RunOptions`.
-
-        Raises:
-            InputRefused: The picture cannot be used, or is not what the model was made for.
-            UsageError: The model knows nothing of an option.
-            Cancelled: The callback said so.
-        """
-        wanted = RunOptions(**options)
-        wanted.require_for(self.recipe)
-        self._check_options(wanted)
-        report = Reporter(progress)
-        report.start("reading")
-        case = read_picture_case(image, memory_limit=wanted.memory_limit)
-        findings = judge_picture(case.picture, self.recipe.scope)
-        warnings = [*case.picture.notes, *require_in_scope(findings, self.recipe.name, force=wanted.force_scope)]
-        if not self.recipe.weights.trained:
-            warnings.insert(0, UNTRAINED)
-        return self._run(case, wanted, warnings, report)
 
     def plan(self, case: PictureCase) -> RunPlan:
         """What running on the case will take; one tile is run to know the time."""
@@ -112,7 +81,7 @@ class PictureSegmentation(Runner[PictureRecipe]):
             probability=found,
             field=prepared.field,
             figures=figures,
-            manifest=self._manifest(case, labels, options, warnings, report),
+            manifest=self._manifest(case, label_facts(labels), options, warnings, report),
             recipe=self.recipe,
         )
 
@@ -139,15 +108,7 @@ class PictureSegmentation(Runner[PictureRecipe]):
                 f"model {self.recipe.name} segments: it takes neither a noise level nor regions; drop them"
             )
 
-    def _manifest(
-        self,
-        case: PictureCase,
-        labels: NDArray[np.integer],
-        options: RunOptions,
-        warnings: list[str],
-        report: Reporter,
-    ) -> dict[str, Any]:
-        report.finish()
-        output = {"voxels_sha256": hash_pixels(labels), "dtype": str(labels.dtype)}
-        seconds = {**report.seconds, "reading": round(case.seconds, 3)}
-        return self._told(picture_facts(case), output, {"force_scope": options.force_scope}, seconds, warnings)
+
+def label_facts(labels: NDArray[np.integer]) -> dict[str, str]:
+    """What a manifest says of label ids."""
+    return {"voxels_sha256": hash_pixels(labels), "dtype": str(labels.dtype)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from torch.nn import functional as F
 from medseg.picture import Picture
 from medseg_pipelines.picture_preparation import prepare_window, unit_limits
 from medseg_pipelines.picture_tiles import Predict, predict_tile
-from medseg_pipelines.sections import PictureInference, PicturePreparation
+
+if TYPE_CHECKING:  # bundles have no recipes
+    from medseg_pipelines.sections import PictureInference, PicturePreparation
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ class Slices(_Section):
 
     context: PositiveInt = 1  # slices that the network sees at once, an odd number; it restores the middle one
     noise_map: bool = False  # one more channel: the noise level at every pixel, estimated unless it is given
+    guide: bool = False  # one more channel: the volume by non-local means in 3D, which the network then starts from
     source: tuple[float, float] | None = None  # grey values that become 0 and 1; None: 0 and the percentile below
     percentile: float = Field(default=99.5, gt=0, le=100)
     limits: tuple[float, float] = (-0.2, 2.0)  # scaled values that the network sees and gives are cut off here
@@ -211,6 +212,7 @@ class Upscaling(_Section):
     acquisition: Literal["kspace", "profile"]  # middle of k-space, or Gaussian slices (`medseg.acquisition`)
     largest_factor: int = Field(default=8, ge=2)  # finer voxels per acquired one
     percentile: float = Field(default=99.5, gt=0, le=100)  # of all voxels; it becomes 1, and 0 stays 0
+    guide: bool = False  # the network sees the volume by non-local means too, and starts from that
     window: tuple[PositiveInt, PositiveInt, PositiveInt]  # voxels that the network sees; the last along the slices
     overlap: float = Field(default=0.25, ge=0, lt=1)  # share of the window
     bytes_per_voxel: int = Field(default=1000, ge=0)  # memory of the network for each voxel of the window, measured
@@ -241,6 +243,13 @@ class SupportRecipe(_CommonRecipe):
         return self
 
 
+class PretrainingRecipe(_CommonRecipe):
+    """What an encoder learns before it is trained to segment; of itself it turns no image into anything."""
+
+    task: Literal["pretraining"]
+    scope: PictureScope
+
+
 class PromptRecipe(_CommonRecipe):
     """Everything that turns an image and prompts into a label map, but for the weights, which users may bring."""
 
@@ -260,6 +269,7 @@ Recipe = (
     | SuperResolutionRecipe
     | SupportRecipe
     | PromptRecipe
+    | PretrainingRecipe
 )
 _TASKS: dict[str, type[Recipe]] = {
     "segmentation": SegmentationRecipe,
@@ -269,6 +279,7 @@ _TASKS: dict[str, type[Recipe]] = {
     "super-resolution": SuperResolutionRecipe,
     "support-segmentation": SupportRecipe,
     "prompting": PromptRecipe,
+    "pretraining": PretrainingRecipe,
 }
 
 

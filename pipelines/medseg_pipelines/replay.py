@@ -14,6 +14,7 @@ from medseg_pipelines.events import Callback
 from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import version_changes
 from medseg_pipelines.picture_case import PictureCase, read_picture_case
+from medseg_pipelines.picture_frames import FramesCase, read_frames_case
 from medseg_pipelines.prompting.results import PROMPTS_FILE, digest_of
 
 
@@ -65,7 +66,11 @@ def replay(
             raise ModelMissing(
                 f"model '{runner.recipe.name}' has other weights than the manifest; install that version"
             )
-        result = runner(case, progress=progress, **_options(manifest, folder))
+        options = _options(manifest, folder)
+        if isinstance(case, FramesCase):
+            result = runner.frames(case, progress=progress, **options)  # pyright: ignore[reportAttributeAccessIssue] # models of pictures alone have frames
+        else:
+            result = runner(case, progress=progress, **options)
     finally:
         torch.set_num_threads(threads)
     return Replay(
@@ -75,8 +80,10 @@ def replay(
     )
 
 
-def _read(path: Path, record: dict[str, Any]) -> Case | PictureCase:
+def _read(path: Path, record: dict[str, Any]) -> Case | PictureCase | FramesCase:
     """The input as the run read it."""
+    if record.get("kind") == "frames":
+        return read_frames_case(path, record["frames"])
     if record.get("kind") == "picture":
         return read_picture_case(path)
     chosen = {name: record.get(name) for name in ("time_point", "series")}

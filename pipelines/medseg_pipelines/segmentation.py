@@ -30,7 +30,7 @@ class Segmentation(Pipeline[SegmentationRecipe]):
         super().__init__(recipe, folder, device=device, engine=engine)
         if recipe.inference.window[2] == 1:
             predict = self._predict
-            self._predict = lambda window: predict(window[..., 0])[..., None]
+            self._predict = inferers.through_slices(predict)
 
     def _check_options(self, options: RunOptions) -> None:
         restores = options.noise is not None or options.regions is not None or options.keep_regions

@@ -89,6 +89,25 @@ def test_a_bad_file_gets_one_line_and_the_code_of_a_refusal(call: Call, tmp_path
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_video_is_segmented_frame_by_frame_only_on_request(call: Call, tmp_path: Path, vessel_model: Path) -> None:
+    frames = [Image.fromarray(fundus()[0]), Image.fromarray(fundus()[0][::-1].copy())]
+    frames[0].save(tmp_path / "eye.png", save_all=True, append_images=frames[1:])
+    refused = call("infer", tmp_path / "eye.png", "-m", vessel_model)
+    assert (refused.exit_code, "--frames" in refused.stderr) == (3, True)
+    plan = call("infer", tmp_path / "eye.png", "-m", vessel_model, "--frames", "all", "--dry-run", "--json")
+    one = call("infer", tmp_path / "eye.png", "-m", vessel_model, "--frames", "0", "--dry-run", "--json")
+    tiles = [json.loads(said.stdout)["cases"][0]["tiles"] for said in (one, plan)]
+    assert tiles[1] == 2 * tiles[0]
+    answer = call("infer", tmp_path / "eye.png", "-m", vessel_model, "-d", "cpu", "--frames", "all", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    case = json.loads(answer.stdout)["cases"][0]
+    assert case["frames"] == 2
+    with Image.open(case["pages"]) as pages:
+        assert (getattr(pages, "n_frames", 1), pages.mode) == (2, "P")
+    assert call("infer", tmp_path / "eye.png", "-m", vessel_model, "--frames", "2").exit_code == 2
+    assert "one picture at a time" in call("infer", tmp_path / "eye.png", "-m", "sam", "--frames", "all").stderr
+
+
 def test_volumes_in_the_dress_of_pictures_and_pictures_in_that_of_volumes(call: Call, eye: Path) -> None:
     write(head(), eye.parent / "scan.nii")
     (eye.parent / "scan.nii").rename(eye.parent / "scan.png")

@@ -233,8 +233,9 @@ def _entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
         ([(_entry("pipe", stat.S_IFIFO | 0o644), b"")], "link"),
         ([(_entry("a"), b"x"), (_entry("A"), b"y")], "same name"),
         ([(_entry("bomb"), bytes(50 << 20))], "times its size"),
+        ([(_entry(f"{n}.txt"), bytes(1 << 20)) for n in range(65)], "times its size"),
     ],
-    ids=["above", "absolute", "backslash", "drive", "link", "pipe", "twice", "bomb"],
+    ids=["above", "absolute", "backslash", "drive", "link", "pipe", "twice", "bomb", "many small bombs"],
 )
 def test_archives_that_harm_are_refused(
     entries: list[tuple[zipfile.ZipInfo, bytes]], word: str, tmp_path: Path

@@ -16,21 +16,15 @@ from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.picture_restoration import PictureRestoration
 from medseg_pipelines.picture_restored import RestoredPicture
-from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+from medseg_pipelines.recipe import RECIPE_FILE
 from medseg_pipelines.replay import replay
 from medseg_pipelines.training import train
+from tiny_tiles import build_tiny_tiles
 
 
 def _model(folder: Path, **changes: Any) -> Path:
-    content = yaml.safe_load((recipe_folder("superres-2d") / RECIPE_FILE).read_text(encoding="utf-8"))
-    scale, colour = changes.get("scale", 2), changes.get("colour", True)
-    network = {"width": 4, "encoder_depths": [1], "decoder_depths": [1], "middle_depth": 3, "num_heads": 2}
-    content["network"]["options"] = {"in_channels": 3 if colour else 1, "scale": scale, **network}
-    content["partition"] = {"kind": "intensity", "options": {"clusters": 4}}
-    content["training"] |= {"steps": 8, "crop": 16, "batch": 2, "learning_rate": 0.003}
     folder.mkdir()
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump({**content, **changes}), encoding="utf-8")
-    return folder
+    return build_tiny_tiles(folder, **changes)
 
 
 def _tile(seed: int, side: int = 48) -> np.ndarray:

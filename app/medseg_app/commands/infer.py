@@ -44,6 +44,7 @@ class Request:
     device: str = "auto"
     engine: str = "auto"
     time_point: int | None = None
+    frames: str | None = None
     series: str | None = None
     correct_geometry: bool = False
     memory_limit: int | None = None
@@ -141,7 +142,7 @@ def _check_support(request: Request) -> None:
 def _one(path: Path, request: Request, models: dict[str, Any], view: ProgressView) -> dict[str, Any]:
     """Read, choose, run and save one input; returns what is to be said of it."""
     view(Event(stage="reading", done=0, total=1, seconds_left=None))
-    if pictures.wants_picture(path, request.model):
+    if pictures.wants_picture(path, request):
         return _picture(path, request, models, view)
     case = read_case(
         path,
@@ -198,7 +199,7 @@ def _picture(path: Path, request: Request, models: dict[str, Any], view: Progres
     if request.dry_run:
         view.pause()
         return pictures.plan(models[name], case, target, reason, request)
-    return pictures.segment(models[name], case, target, reason, request, view)
+    return pictures.run(models[name], case, target, reason, request, view)
 
 
 def _load(name: str, request: Request) -> Any:

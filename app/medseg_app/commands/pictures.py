@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from medseg.io.pictures import ENDINGS, is_picture, read_picture
 from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
 from medseg_pipelines.events import Event
 from medseg_pipelines.picture_case import PictureCase, choose_picture_model, judge_picture, read_picture_case
+from medseg_pipelines.picture_frames import FramesCase, read_frames_case
 from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, PromptRecipe, SupportRecipe, load_recipe
 from medseg_pipelines.scope import require_in_scope
 from medseg_pipelines.words import RESTORED
@@ -17,6 +19,7 @@ from medseg_pipelines.words import RESTORED
 if TYPE_CHECKING:
     from medseg_app.commands.infer import Request
     from medseg_app.progress import ProgressView
+    from medseg_pipelines.picture_frames_results import FramesResult
     from medseg_pipelines.picture_restoration import PictureRestoration
     from medseg_pipelines.picture_restored import RestoredPicture
     from medseg_pipelines.picture_results import PictureResult
@@ -27,12 +30,20 @@ if TYPE_CHECKING:
 _RECIPES = (PictureRecipe, PictureRestorationRecipe)
 
 
-def wants_picture(path: Path, model: str | None) -> bool:
+def wants_picture(path: Path, request: Request) -> bool:
     """Whether an input is to be read as a picture: because it is one, or because the named model takes nothing else.
 
     Raises:
         InputRefused: The file is a picture and the model takes volumes.
+        UsageError: Frames are wanted of what is no picture.
     """
+    wanted = _is_for_pictures(path, request.model)
+    if request.frames is not None and not wanted:
+        raise UsageError(f"--frames is for pictures, '{path.name}' is none; drop it, or take --time-point")
+    return wanted
+
+
+def _is_for_pictures(path: Path, model: str | None) -> bool:
     if model is None:
         return is_picture(path)
     recipe = load_recipe(model)
@@ -45,33 +56,42 @@ def wants_picture(path: Path, model: str | None) -> bool:
     return False
 
 
-def picture_of(path: Path, request: Request) -> tuple[PictureCase, str, str]:
-    """The case, the model, and why it is that one."""
-    case = read_picture_case(path, memory_limit=request.memory_limit)
+def picture_of(path: Path, request: Request) -> tuple[PictureCase | FramesCase, str, str]:
+    """The case, the model, and why it is that one; of several frames the first of those wanted speaks for all."""
+    case = (
+        read_picture_case(path, memory_limit=request.memory_limit)
+        if request.frames is None
+        else read_frames_case(path, request.frames)
+    )
+    shown = (case.first() if isinstance(case, FramesCase) else case).picture
     if request.model is None:
-        choice = choose_picture_model(case.picture)
+        choice = choose_picture_model(shown)
         return case, choice.name, choice.reason
     recipe = load_recipe(request.model)
+    if request.frames is not None and not isinstance(recipe, _RECIPES):
+        raise UsageError(f"model {recipe.name} runs on one picture at a time: drop --frames, or choose another model")
     if isinstance(recipe, _RECIPES):
-        findings = judge_picture(case.picture, recipe.scope)
+        findings = judge_picture(shown, recipe.scope)
         warnings = require_in_scope(findings, recipe.name, force=request.force_scope)
         for warning in warnings if request.dry_run else ():  # a run has them in its result
             tell(f"warning: {warning}")
     return case, request.model, "named by the user"
 
 
-def segment(
-    model: PictureModel, case: PictureCase, target: Path, reason: str, request: Request, view: ProgressView
+def run(
+    model: PictureModel,
+    case: PictureCase | FramesCase,
+    target: Path,
+    reason: str,
+    request: Request,
+    view: ProgressView,
 ) -> dict[str, Any]:
-    """Run and save one picture; returns what is to be said of it."""
-    prompting = request.prompting
-    if request.partition is not None:
-        raise UsageError("--partition is for models that restore volumes; drop it")
-    options: dict[str, Any] = {"force_scope": request.force_scope, "memory_limit": request.memory_limit}
-    options |= {"prompts": prompting.prompts(None), "propagate": prompting.propagate, "consensus": prompting.consensus}
-    options |= {"window": prompting.grey_window(), "noise": request.noise, "keep_regions": request.save_regions}
-    options["support"] = request.support
-    result = model(case, progress=view, **options)
+    """Run and save one picture, or the frames of a file; returns what is to be said of it."""
+    options = _options(request)
+    if isinstance(case, FramesCase):
+        result = model.frames(case, progress=view, **options)
+    else:
+        result = model(case, progress=view, **options)
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
         target.parent.mkdir(exist_ok=True)
@@ -84,9 +104,31 @@ def segment(
     return {"input": case.record.name, "reason": reason, **_answer(result, target, quiet=request.json)}
 
 
-def plan(model: PictureModel, case: PictureCase, target: Path, reason: str, request: Request) -> dict[str, Any]:
+def _options(request: Request) -> dict[str, Any]:
+    """The fields of `RunOptions`."""
+    if request.partition is not None:
+        raise UsageError("--partition is for models that restore volumes; drop it")
+    prompting = request.prompting
+    return {
+        "force_scope": request.force_scope,
+        "memory_limit": request.memory_limit,
+        "prompts": prompting.prompts(None),
+        "propagate": prompting.propagate,
+        "consensus": prompting.consensus,
+        "window": prompting.grey_window(),
+        "noise": request.noise,
+        "keep_regions": request.save_regions,
+        "support": request.support,
+    }
+
+
+def plan(
+    model: PictureModel, case: PictureCase | FramesCase, target: Path, reason: str, request: Request
+) -> dict[str, Any]:
     """What a run would take."""
-    found = model.plan(case)
+    found = model.plan(case.first() if isinstance(case, FramesCase) else case)
+    if isinstance(case, FramesCase):
+        found = replace(found, tiles=found.tiles * len(case.chosen), seconds=found.seconds * len(case.chosen))
     if not request.json:
         print_line(f"would run on {case.record.name} with {model.recipe.name}")
         print_line(f"  size      {found.grid[0]} x {found.grid[1]} pixels as the network sees it")
@@ -108,14 +150,17 @@ def plan(model: PictureModel, case: PictureCase, target: Path, reason: str, requ
     }
 
 
-def _answer(result: PictureResult | RestoredPicture, target: Path, *, quiet: bool) -> dict[str, Any]:
+def _answer(result: PictureResult | RestoredPicture | FramesResult, target: Path, *, quiet: bool) -> dict[str, Any]:
     """Print a saved result, and give it as plain data."""
-    from medseg_pipelines.picture_results import PictureResult  # torch is loaded by now
+    from medseg_pipelines.picture_frames_results import FramesResult  # torch is loaded by now
+    from medseg_pipelines.picture_results import PictureResult
 
     if not quiet:
         for warning in result.warnings:
             tell(f"warning: {warning}")
     said = {"model": result.recipe.name, "output": str(target), "warnings": list(result.warnings)}
+    if isinstance(result, FramesResult):
+        return {**said, **_frames(result, target, quiet=quiet)}
     if isinstance(result, PictureResult):
         return {**said, **_segmented(result, target, quiet=quiet)}
     if not quiet:
@@ -124,6 +169,16 @@ def _answer(result: PictureResult | RestoredPicture, target: Path, *, quiet: boo
         print_line(f"picture   {target / 'preview.png'}")
         print_line(RESTORED)
     return {**said, "restored": str(target / result.main_file), "quality": result.statistics()}
+
+
+def _frames(result: FramesResult, target: Path, *, quiet: bool) -> dict[str, Any]:
+    count, table = result.manifest["output"]["frames"], target / result.table
+    if not quiet:
+        print_line(f"frames    {count}")
+        print_line(f"pages     {target / result.main_file}")
+        print_line(f"figures   {table}")
+        print_line(f"picture   {target / 'preview.png'}")
+    return {"frames": count, "pages": str(target / result.main_file), "table": str(table)}
 
 
 def _segmented(result: PictureResult, target: Path, *, quiet: bool) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _MOST_FILES = 10_000
 _MOST_BYTES = 16 << 30  # unpacked; the largest published bundles take a tenth of it
 _MOST_RATIO = 200  # unpacked over packed, where it matters; weights and text stay far below
 _SMALL = 1 << 20
+_LITTLE = 64 << 20  # unpacked, of all entries: no harm, however it is packed
 _CHUNK = 1 << 20
 _PACKED_ON = (1980, 1, 1, 0, 0, 0)  # the same content gives the same archive
 
@@ -128,8 +129,11 @@ def _judge(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
         faults.append("two entries have the same name")
     if len(entries) > _MOST_FILES:
         faults.append(f"{len(entries)} files, {_MOST_FILES} at most")
-    if sum(entry.file_size for entry in entries) > _MOST_BYTES:
+    whole, packed = sum(entry.file_size for entry in entries), archive.stat().st_size
+    if whole > _MOST_BYTES:
         faults.append(f"it unpacks to more than {_MOST_BYTES >> 30} GiB")
+    if whole > max(_LITTLE, _MOST_RATIO * packed):  # many small entries, or entries that share their content
+        faults.append(f"it unpacks to {whole // max(1, packed)} times its size")
     if faults:
         raise InputRefused(f"bundle '{archive.name}' is refused, nothing was unpacked: {faults[0]}")
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from medseg import __version__
-from medseg.errors import MedsegError, UsageError
+from medseg.errors import MedsegError, ModelMissing, UsageError
 from medseg.weights import load_weights, sha256_of
 from medseg_pipelines import nets
 from medseg_pipelines.bundle import configs
@@ -25,7 +25,8 @@ from medseg_pipelines.bundle.kinds import Kind, kind_of
 from medseg_pipelines.bundle.torchscript import close
 from medseg_pipelines.bundle.vendor import copy_code
 from medseg_pipelines.folders import whole_folder
-from medseg_pipelines.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_folder
+from medseg_pipelines.load import no_weights
+from medseg_pipelines.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_folder, template_names
 from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
 
 SCHEMA = "medseg-bundle-1"
@@ -69,8 +70,10 @@ def build(model: str | Path, folder: Path) -> None:
     recipe, home = load_recipe(model), recipe_folder(model)
     if recipe.network.name == nets.TRUSTED:
         raise UsageError(f"model '{recipe.name}' runs the code of a bundle; export that bundle, not the model")
-    require_tools()
     kind = kind_of(recipe)
+    if str(model) in template_names():
+        raise ModelMissing(no_weights(str(model), "export RUN"))
+    require_tools()
     network = kind.build_network().eval()
     load_weights(network, home / recipe.weights.file, sha256=recipe.weights.sha256)
     (folder / "models").mkdir()

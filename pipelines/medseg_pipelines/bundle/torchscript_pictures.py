@@ -18,6 +18,7 @@ class WholePicture(nn.Module):
         tile: (1, C, side, side) to logits (1, K, side, side).
         preparation: Of the recipe.
         inference: Of the recipe.
+        masks: How many of the K outputs count, the first ones.
     """
 
     mix: Tensor
@@ -25,9 +26,11 @@ class WholePicture(nn.Module):
     scale: Tensor
     weight: Tensor
 
-    def __init__(self, tile: nn.Module, preparation: PicturePreparation, inference: PictureInference) -> None:
+    def __init__(
+        self, tile: nn.Module, preparation: PicturePreparation, inference: PictureInference, *, masks: int
+    ) -> None:
         super().__init__()
-        self.tile, self.side, self.threshold = tile, inference.window, inference.threshold
+        self.masks, self.tile, self.side, self.threshold = masks, tile, inference.window, inference.threshold
         self.round, self.across, self.zoom = preparation.field == "fundus", preparation.diameter or 0, preparation.zoom
         self.flatten, (self.low, self.high) = preparation.flatten or 0.0, preparation.stretch or (0.0, 0.0)
         self.register_buffer("mix", torch.tensor(preparation.mix, dtype=torch.float32))
@@ -36,12 +39,12 @@ class WholePicture(nn.Module):
         self.register_buffer("weight", ramp(inference.window))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 1 or 3, W, H), 0 to 1, to (B, K + 1, W, H): the threshold, then the probability of each label."""
+        """(B, 1 or 3, W, H), 0 to 1, to (B, masks + 1, W, H): the threshold, then the probability of each label."""
         pictures = [self.scores(image[number].float().expand(3, -1, -1)) for number in range(image.shape[0])]
         return torch.stack(pictures)
 
     def scores(self, picture: Tensor) -> Tensor:
-        """(3, W, H) to (K + 1, W, H)."""
+        """(3, W, H) to (masks + 1, W, H)."""
         field = self.field(picture)
         factor = self.zoom if self.across == 0 else float(self.across) / self.diameter(field)
         size = [max(1, int(side * factor + 0.5)) for side in picture.shape[1:]]
@@ -104,7 +107,7 @@ class WholePicture(nn.Module):
         return F.interpolate(planes[None], size, mode="bilinear", align_corners=False, antialias=smaller)[0]
 
     def tiled(self, seen: Tensor) -> Tensor:
-        """(C, w, h) to probabilities (K, w, h), tiles blended; the network sees rows first."""
+        """(C, w, h) to probabilities (masks, w, h), tiles blended; the network sees rows first."""
         width, height = seen.shape[1], seen.shape[2]
         whole = F.pad(seen, [0, max(0, self.side - height), 0, max(0, self.side - width)])
         total = torch.zeros(0)
@@ -112,7 +115,7 @@ class WholePicture(nn.Module):
         for x in starts(whole.shape[1], self.side):
             for y in starts(whole.shape[2], self.side):
                 part = whole[None, :, x : x + self.side, y : y + self.side].transpose(2, 3)
-                found = self.tile(part)[0].sigmoid().transpose(1, 2)
+                found = self.tile(part)[0, : self.masks].sigmoid().transpose(1, 2)
                 if total.shape[0] == 0:
                     total = torch.zeros([found.shape[0], whole.shape[1], whole.shape[2]], device=seen.device)
                 total[:, x : x + self.side, y : y + self.side] += found * self.weight

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from medseg.geometry import Spacing
 from medseg.volume import Grid, Volume
 from medseg_pipelines.engines import prepare as prepare_network
-from medseg_pipelines.inferers import label_volume, plan
+from medseg_pipelines.inferers import label_volume, plan, through_slices
 from medseg_pipelines.portable.volumes import as_tensor, as_volume, native_tensor, plain_tensor
 from medseg_pipelines.preparation import prepare, way
 
@@ -120,6 +120,7 @@ class LabelInferer(Inferer):
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """(B, 1, X, Y, Z) prepared images to label ids, uint8 or int32, same shape and meta data."""
         predict = prepare_network(network, device=str(inputs.device))
+        predict = through_slices(predict) if self.window[2] == 1 else predict
         shape = tuple(inputs.shape[2:])
         wanted = tuple(max(pair) for pair in zip(shape, self.window, strict=True)) if self.whole_window else shape
         sided = bool((self.table[:, 0] != self.table[:, 1]).any())

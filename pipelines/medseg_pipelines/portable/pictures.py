@@ -12,10 +12,12 @@ import torch
 from monai.config.type_definitions import KeysCollection
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers.inferer import Inferer
+from monai.transforms.io.dictionary import SaveImaged
 from monai.transforms.transform import MapTransform
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.io.pictures import read_picture
+from medseg.io.pictures import name_for_ids, read_picture, write_ids, write_pixels
 from medseg.picture import Picture
 from medseg_pipelines.engines import prepare as prepare_network
 from medseg_pipelines.picture_preparation import prepare_picture, resized
@@ -51,6 +53,34 @@ class LoadPictured(MapTransform):
         return loaded
 
 
+class SavePixelsd(SaveImaged):
+    """Save pictures and numbers with the values they have, as `medseg infer` does, which MONAI's own writer cannot.
+
+    Pictures of 8 bit stay such; other whole numbers become grey pictures of 16 bit, or of 32 bit where they are larger.
+
+    Args:
+        keys: Whose values are (C, W, H), whole numbers; one channel beyond 8 bit.
+        output_dir: Folder; made where it is missing.
+        output_postfix: Goes between the name of the picture and the ending.
+    """
+
+    def __init__(self, keys: KeysCollection, *, output_dir: str, output_postfix: str) -> None:
+        super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix)
+        self.folder, self.postfix = Path(output_dir), output_postfix
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The data as it was."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for key in self.key_iterator(dict(data)):
+            pixels = plain_tensor(data[key]).cpu().numpy().transpose(2, 1, 0)
+            stem = f"{Path(data[key].meta['filename_or_obj']).stem}_{self.postfix}"
+            if pixels.dtype == np.uint8:
+                write_pixels(pixels, self.folder / f"{stem}.png")
+            else:
+                write_ids(pixels[..., 0], self.folder / name_for_ids(stem, int(pixels.max())))
+        return dict(data)
+
+
 class PictureMasker(Inferer):
     """Segment pictures as they were read, as `medseg infer` does.
 
@@ -70,8 +100,7 @@ class PictureMasker(Inferer):
         predict = prepare_network(network, device=str(inputs.device))
         found = []
         for pixels in plain_tensor(inputs).cpu().numpy():
-            depth = np.uint8 if pixels.dtype == np.uint8 else np.uint16
-            picture = Picture(pixels.transpose(2, 1, 0).astype(depth))
+            picture = picture_from(pixels)
             seen = prepare_picture(picture, self.preparation)
             masks = probabilities(
                 predict,
@@ -85,6 +114,12 @@ class PictureMasker(Inferer):
             found.append(torch.from_numpy(labelled(masks, seen.field, self.labels, self.inference).T[None].copy()))
         labels = torch.stack(found).to(inputs.device)
         return MetaTensor(labels, meta=inputs.meta) if isinstance(inputs, MetaTensor) else labels
+
+
+def picture_from(pixels: NDArray[np.integer]) -> Picture:
+    """A picture as MONAI holds it, (C, W, H), as it was read."""
+    depth = np.uint8 if pixels.dtype == np.uint8 else np.uint16
+    return Picture(pixels.transpose(2, 1, 0).astype(depth))
 
 
 def preparation_from(fields: Mapping[str, Any]) -> PicturePreparation:

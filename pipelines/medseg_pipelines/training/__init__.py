@@ -12,6 +12,7 @@ from medseg_pipelines.recipe import load_recipe
 from medseg_pipelines.training.boxes import BoxCourse
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.curves import CURVES, write_curves
+from medseg_pipelines.training.distillation import DistillationCourse
 from medseg_pipelines.training.episodes import SupportCourse
 from medseg_pipelines.training.folder_course import FolderCourse, Score
 from medseg_pipelines.training.folder_pairs import find_pairs
@@ -24,6 +25,7 @@ from medseg_pipelines.training.outcome import WEIGHTS, write_card, write_model, 
 from medseg_pipelines.training.patches_course import PictureCourse
 from medseg_pipelines.training.picture_pairs import PicturePairCourse
 from medseg_pipelines.training.restoration import RestorationCourse
+from medseg_pipelines.training.start import begin_from, earlier, sizes_of
 from medseg_pipelines.training.superresolution import SuperResolutionCourse
 from medseg_pipelines.training.synthetic import SyntheticCourse
 from medseg_pipelines.training.together import joined, own_device, rank_and_size
@@ -32,6 +34,7 @@ __all__ = ["Diverged", "TrainingReport", "course_of", "train"]
 
 _COURSES: dict[str, type[Course]] = {
     "boxes": BoxCourse,
+    "distillation": DistillationCourse,
     "folder-pictures": FolderPictureCourse,
     "folder-volumes": FolderVolumeCourse,
     "instances": InstanceCourse,
@@ -84,6 +87,8 @@ def train(
     out: Path,
     *,
     patients: Path | None = None,
+    start: Path | None = None,
+    teacher: str | None = None,
     resume: bool = False,
     device: str = "cpu",
     workers: int = 1,
@@ -97,6 +102,8 @@ def train(
         data: Folder that the recipe's patterns start from.
         out: Folder of the run: `state.pt`, `log.jsonl`, `curves.png`, and the model that came of it.
         patients: CSV table that says whose images are whose, where some are held back; see `find_pairs`.
+        start: Folder of an earlier run whose encoder a network starts from.
+        teacher: Name in `medseg weights`, or a model folder, for pre-training; that of the recipe if not given.
         resume: Go on from `state.pt` of `out`.
         device: "cpu", "cuda" or "cuda:N".
         workers: Processes that draw images.
@@ -113,8 +120,7 @@ def train(
     if state.exists() != resume:
         problem = "holds no run to resume" if resume else "holds a run already; use --resume or another folder"
         raise UsageError(f"output folder '{out}' {problem}")
-    if str(model) in NETWORKS:
-        model = out if resume else _planned(str(model), data, out, patients)
+    model = _chosen(model, data, out, patients=patients, start=start, teacher=teacher, resume=resume)
     course = course_of(model, patients)
     files = course.files(data)
     rank, processes = rank_and_size()
@@ -124,6 +130,8 @@ def train(
         trainer = course.trainer(own_device(device))
         if resume:
             trainer.load(state)
+        elif start is not None:
+            begin_from(trainer, start)
         images = course.images(files)
         out.mkdir(parents=True, exist_ok=True)
         try:
@@ -145,10 +153,44 @@ def train(
     return TrainingReport(trainer.step, loss, weights, tuple(scores))
 
 
-def _planned(network: str, data: Path, out: Path, patients: Path | None) -> Path:
+def _chosen(
+    model: str | Path,
+    data: Path,
+    out: Path,
+    *,
+    patients: Path | None,
+    start: Path | None,
+    teacher: str | None,
+    resume: bool,
+) -> str | Path:
+    """The model, or the folder of the run where its recipe depends on what the user said."""
+    if str(model) in NETWORKS:
+        if teacher is not None:
+            raise UsageError("--teacher is for her-seg-pretrain; drop it")
+        return out if resume else _planned(str(model), data, out, patients, start)
+    if start is not None:
+        raise UsageError(f"--from is for networks ({', '.join(NETWORKS)}); drop it")
+    recipe = load_recipe(model)
+    if recipe.task != "pretraining":
+        if teacher is not None:
+            raise UsageError("--teacher is for her-seg-pretrain; drop it")
+        return model
+    if not resume:
+        content = recipe.model_dump(mode="json", exclude_none=True)
+        content["training"]["teacher"] = teacher or content["training"].get("teacher")
+        out.mkdir(parents=True, exist_ok=True)
+        write_recipe(content, out)
+    return out
+
+
+def _planned(network: str, data: Path, out: Path, patients: Path | None, start: Path | None) -> Path:
     """Write the recipe that fits a folder of images and masks; returns the folder of the run."""
+    before = None if start is None else earlier(start, network)
     recipe = plan(network, find_pairs(data, patients), data)
     content = recipe.model_dump(mode="json", exclude_none=True)
+    if before is not None:
+        content["network"]["options"] |= sizes_of(before)
+        content["summary"] += f" Its encoder started from that of {before.name}."
     if patients is not None:
         content["training"]["patients"] = str(patients.resolve())
     out.mkdir(parents=True, exist_ok=True)

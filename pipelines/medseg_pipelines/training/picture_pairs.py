@@ -14,8 +14,9 @@ from torch.utils.data import Dataset
 from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import read_picture
 from medseg.networks.rat import RAT
-from medseg_pipelines.picture_restoration import enlarged_regions, picture_regions
+from medseg_pipelines.picture_blending import enlarged_regions, picture_regions
 from medseg_pipelines.recipe import PictureRestorationRecipe
+from medseg_pipelines.regions import partitioner
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Optimisation
 from medseg_pipelines.training.restoration import Batch, Pairs, RestorationTrainer, paired_files
@@ -66,7 +67,8 @@ class PictureCrops(Dataset[Batch]):
         if not self.recipe.colour:
             channel = below(len(small))
             small, large = small[channel : channel + 1], large[channel : channel + 1]
-        regions = enlarged_regions(picture_regions(small, self.recipe.partition), scale)
+        section = self.recipe.partition
+        regions = enlarged_regions(picture_regions(small, partitioner(section.kind, section.options)), scale)
         return torch.from_numpy(small), torch.from_numpy(large), torch.from_numpy(regions)
 
 

@@ -166,6 +166,11 @@ def saving(postfix: str, dtype: str) -> Part:
     }
 
 
+def plain_tensors(keys: list[str]) -> Part:
+    """A transform that takes the meta data of MONAI from tensors; with it, kernels of ours cannot make new ones."""
+    return {"_target_": "ToTensord", "keys": keys, "track_meta": False}
+
+
 def undoing() -> Part:
     """A transform that brings a prediction back to the grid of its image."""
     return {

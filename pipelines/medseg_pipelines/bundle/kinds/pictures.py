@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from medseg.errors import UsageError
 from medseg.io.pictures import read_indexed
-from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Training, Words, plain, saving
+from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Training, Words, plain, plain_tensors, saving
 from medseg_pipelines.bundle.kinds.specimen import made_up_fundus
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.bundle.torchscript_pictures import WholePicture
 from medseg_pipelines.bundle.vendor import target_of
 from medseg_pipelines.picture_segmentation import PictureSegmentation
-from medseg_pipelines.portable.pictures import LoadPictured, PictureMasker
+from medseg_pipelines.portable.pictures import LoadPictured, PictureMasker, SavePixelsd
 from medseg_pipelines.portable.pictures_training import LoadMaskedd, MaskLoss
 from medseg_pipelines.recipe import PictureRecipe, recipe_folder
 
@@ -34,18 +34,10 @@ class PictureKind(Kind[PictureRecipe]):
     PACKAGES: ClassVar = ("pillow", "scikit-image", "scipy", "pytorch-ignite")
     DATA_TYPE: ClassVar = "png"
 
-    def build_network(self) -> nn.Module:
-        """The network of the recipe.
-
-        Raises:
-            UsageError: The model tells things apart, which no bundle can.
-        """
-        if self.recipe.instances is not None:
-            raise UsageError(
-                f"model '{self.recipe.name}' must draw masks to be a bundle, it tells things apart one by one, which "
-                "`medseg infer` alone can do"
-            )
-        return super().build_network()
+    @property
+    def outputs(self) -> list[str]:
+        """What the channels of the network show."""
+        return [label.name for label in self.recipe.labels]
 
     def code(self) -> list[type]:
         """Reader and segmentation."""
@@ -53,15 +45,10 @@ class PictureKind(Kind[PictureRecipe]):
 
     def steps(self, network: nn.Module) -> Steps:
         """Read, segment as it is, save."""
-        inferer = {
-            "_target_": target_of(PictureMasker),
-            **self._preparation(),
-            "inference": plain(self.recipe.inference.model_dump()),
-            "labels": [label.id for label in self.recipe.labels],
-        }
+        labels = [label.id for label in self.recipe.labels]
         return Steps(
             preprocessing=[{"_target_": target_of(LoadPictured), "keys": "image"}],
-            inferer=inferer,
+            inferer={"_target_": target_of(PictureMasker), **self.prepared(), **self.sliding(), "labels": labels},
             postprocessing=[self._saving()],
         )
 
@@ -78,24 +65,36 @@ class PictureKind(Kind[PictureRecipe]):
             postprocessing=[{"_target_": "AsDiscreted", "keys": "pred", "argmax": True}, self._saving()],
         )
 
-    def training(self) -> Training | None:
-        """Fine-tuning on pictures with masks, where there is one kind of thing to draw."""
-        if len(self.recipe.labels) > 1:
-            return None
+    def training(self) -> Training:
+        """Fine-tuning on pictures with masks."""
+        labels = [label.id for label in self.recipe.labels]
+        if len(labels) == 1:
+            return self.learning({}, "masks of the same size, bright where there is something to draw")
+        numbers = ", ".join(f"{label.id} for {label.name}" for label in self.recipe.labels)
+        return self.learning({"masks": "values", "labels": labels}, f"masks of the same size with the values {numbers}")
+
+    def learning(self, masks: Part, content: str) -> Training:
+        """A training configuration.
+
+        Args:
+            masks: Arguments of `LoadMaskedd` on how masks are read.
+            content: What lies in the folder of the masks.
+        """
         both = ["image", "label"]
         crop = max(32, self.recipe.inference.window // 2 // 32 * 32)
         return Training(
             preprocessing=[
-                {"_target_": target_of(LoadMaskedd), **self._preparation()},
+                {"_target_": target_of(LoadMaskedd), **self.prepared(), **masks},
                 {"_target_": "SpatialPadd", "keys": both, "spatial_size": ["@crop", "@crop"]},
                 {"_target_": "RandSpatialCropd", "keys": both, "roi_size": ["@crop", "@crop"], "random_size": False},
                 *[{"_target_": "RandFlipd", "keys": both, "prob": 0.5, "spatial_axis": axis} for axis in (0, 1)],
+                plain_tensors(both),
             ],
             loss={"_target_": target_of(MaskLoss)},
             options={"crop": crop, "batch_size": 4, "learning_rate": 1e-4, "max_epochs": 200},
             code=[LoadMaskedd, MaskLoss],
             folders=("images", "masks"),
-            content="masks of the same size, bright where there is something to draw",
+            content=content,
         )
 
     def data_format(self, *, script: bool) -> Part:
@@ -104,8 +103,6 @@ class PictureKind(Kind[PictureRecipe]):
         form = {"type": "image", "format": "magnitude", "modality": self.recipe.scope.modalities[0]}
         patch = {"spatial_shape": [side, side], "dtype": "float32", "is_patch_data": True, "value_range": []}
         whole = {"spatial_shape": ["*", "*"], "is_patch_data": False}
-        known = {"0": "background", **{str(label.id): label.name for label in labels}}
-        drawn = {"type": "image", "format": "labels", "num_channels": 1, "dtype": "uint8", "value_range": [0, 255]}
         seen, scores = len(self.recipe.preparation.mix), {"type": "image", "format": "segmentation"}
         if script:
             colours = {"0": "red", "1": "green", "2": "blue"}
@@ -115,12 +112,12 @@ class PictureKind(Kind[PictureRecipe]):
                 "inputs": {"image": {**form, "num_channels": 3, **shared, "channel_def": colours}},
                 "outputs": {"pred": {**scores, "num_channels": len(names), **shared, "channel_def": names}},
             }
-        names = {str(n): label.name for n, label in enumerate(labels)}
+        names = {str(n): name for n, name in enumerate(self.outputs)}
         channels = {str(n): f"prepared channel {n}" for n in range(seen)}
         return {
             "inputs": {"image": {**form, "num_channels": seen, **patch, "channel_def": channels}},
-            "outputs": {"pred": {**scores, "num_channels": len(labels), **patch, "channel_def": names}},
-            "post_processed_outputs": {"pred": {**drawn, **whole, "channel_def": known}},
+            "outputs": {"pred": {**scores, "num_channels": len(names), **patch, "channel_def": names}},
+            "post_processed_outputs": {"pred": {**self.drawn(), **whole}},
         }
 
     def words(self) -> Words:
@@ -134,12 +131,12 @@ class PictureKind(Kind[PictureRecipe]):
                 "a mask of the same size",
                 "logits; label ids after the inferer",
             ),
-            no_training="it would have to draw one kind of thing, not several",
         )
 
     def served(self, network: nn.Module) -> nn.Module:
         """A picture in, a score per label out, tiles inside."""
-        return WholePicture(network, self.recipe.preparation, self.recipe.inference).eval()
+        recipe = self.recipe
+        return WholePicture(network, recipe.preparation, recipe.inference, masks=len(recipe.labels)).eval()
 
     def recorded(self, network: nn.Module) -> nn.Module:
         """The same compiled, so that it takes pictures of any size, around a tile that was recorded."""
@@ -165,13 +162,39 @@ class PictureKind(Kind[PictureRecipe]):
             return "the run wrote no mask"
         found = read_indexed(written)
         expected = PictureSegmentation(self.recipe, recipe_folder(model), device="cpu")(scan, force_scope=True).labels
-        if found.shape != expected.shape:
-            return f"mask of {found.shape}, expected {expected.shape}"
-        differ = int(np.count_nonzero(found != expected))
-        return f"{differ} of {found.size} pixels differ" if differ else None
+        return pixels_fault(found, expected)
 
-    def _preparation(self) -> dict[str, Any]:
+    def prepared(self) -> Part:
+        """What is said of the preparation, wherever pictures are prepared."""
         return {"preparation": plain(self.recipe.preparation.model_dump())}
+
+    def sliding(self) -> Part:
+        """What is said of the tiles."""
+        return {"inference": plain(self.recipe.inference.model_dump())}
+
+    def drawn(self) -> Part:
+        """Type, values and meaning of what the inferer gives."""
+        known = {"0": "background", **{str(label.id): label.name for label in self.recipe.labels}}
+        plain_ids = {"type": "image", "format": "labels", "num_channels": 1, "dtype": "uint8", "value_range": [0, 255]}
+        return {**plain_ids, "channel_def": known}
 
     def _saving(self) -> Part:
         return {**saving(self.POSTFIX, "uint8"), "output_ext": ".png"}
+
+
+def saving_pixels(postfix: str) -> Part:
+    """A transform of ours that writes whole numbers of any size as pictures beside each other."""
+    return {
+        "_target_": target_of(SavePixelsd),
+        "keys": "pred",
+        "output_dir": "@output_dir",
+        "output_postfix": postfix,
+    }
+
+
+def pixels_fault(found: NDArray[np.integer], expected: NDArray[np.integer]) -> str | None:
+    """How two pictures with ids differ."""
+    if found.shape != expected.shape:
+        return f"a picture of {found.shape}, expected {expected.shape}"
+    differ = int(np.count_nonzero(found != expected))
+    return f"{differ} of {found.size} pixels differ" if differ else None

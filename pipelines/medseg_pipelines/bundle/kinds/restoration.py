@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg import io
-from medseg.errors import UsageError
 from medseg.volume import Volume
 from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Training, Words, plain, saving, undoing, volume_fault
+from medseg_pipelines.bundle.kinds.regional import require_portable, unused_partitioners
 from medseg_pipelines.bundle.kinds.specimen import made_up
 from medseg_pipelines.bundle.torchscript_slices import WholeVolume, recorded_tile
 from medseg_pipelines.bundle.vendor import target_of
@@ -25,11 +25,6 @@ from medseg_pipelines.slices import PlainSlices, restored_channels
 
 _TILE = 128  # pixels of a tile of `model.ts`, about
 _EQUAL = 1e-5  # of the range of the grey values
-_UNUSED = {
-    "intensity": ("superpixels", "automatic_masks"),
-    "superpixels": ("automatic_masks",),
-    "automatic-masks": (),
-}
 
 
 class RestorationKind(Kind[RestorationRecipe]):
@@ -38,17 +33,8 @@ class RestorationKind(Kind[RestorationRecipe]):
     POSTFIX: ClassVar = "restored"
 
     def build_network(self) -> RegionalRAT:
-        """RAT with the regions as its last channel.
-
-        Raises:
-            UsageError: The recipe names another network, or regions that no bundle can find.
-        """
-        recipe = self.recipe
-        if recipe.network.name != "rat" or recipe.partition.kind == "automatic-masks":
-            raise UsageError(
-                f"model '{recipe.name}' must be of the network rat with regions of grey values or superpixels to be a "
-                f"bundle, it has {recipe.network.name} and {recipe.partition.kind}"
-            )
+        """RAT with the regions as its last channel; errors as of `require_portable`."""
+        require_portable(self.recipe)
         return RegionalRAT(**self._options())
 
     def network_def(self, network: nn.Module) -> Part:
@@ -57,7 +43,7 @@ class RestorationKind(Kind[RestorationRecipe]):
 
     def left_out(self) -> frozenset[str]:
         """Partitioners that the model does not use."""
-        return frozenset(f"medseg.partition.{name}" for name in _UNUSED[self.recipe.partition.kind])
+        return unused_partitioners(self.recipe.partition.kind)
 
     def code(self) -> list[type]:
         """Reader and restorer."""
@@ -110,6 +96,7 @@ class RestorationKind(Kind[RestorationRecipe]):
         patch = {"spatial_shape": [side, side], "dtype": "float32", "is_patch_data": True, "value_range": []}
         reach = recipe.slices.context // 2
         channels = [f"slice {place:+d}" if place else "slice to restore" for place in range(-reach, reach + 1)]
+        channels += ["slice to restore by non-local means"] * recipe.slices.guide
         channels += ["noise level"] * recipe.slices.noise_map + ["region ids, whole numbers from 0 on"]
         names = {str(number): name for number, name in enumerate(channels)}
         return {

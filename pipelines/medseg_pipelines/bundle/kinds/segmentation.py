@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from medseg import io
 from medseg.volume import Volume
-from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Training, Words, plain, saving, undoing
+from medseg_pipelines.bundle.kinds.kind import (
+    Kind,
+    Part,
+    Steps,
+    Training,
+    Words,
+    plain,
+    plain_tensors,
+    saving,
+    undoing,
+)
 from medseg_pipelines.bundle.kinds.specimen import made_up
 from medseg_pipelines.bundle.torchscript import LabelScores
 from medseg_pipelines.bundle.vendor import target_of
@@ -35,6 +45,16 @@ class SegmentationKind(Kind[SegmentationRecipe]):
     def dtype(self) -> str:
         """The integer type that holds every label."""
         return "uint16" if any(label.id > 255 for label in self.recipe.labels) else "uint8"
+
+    @property
+    def flat(self) -> bool:
+        """Whether the network sees slices."""
+        return self.recipe.inference.window[2] == 1
+
+    @property
+    def window(self) -> list[int]:
+        """Sides of what the network sees, two or three."""
+        return list(self.recipe.inference.window[: 2 if self.flat else 3])
 
     def code(self) -> list[type]:
         """Reader, preparation and sliding window."""
@@ -65,8 +85,9 @@ class SegmentationKind(Kind[SegmentationRecipe]):
         """The same as MONAI resamples and blends: label maps close to ours but not the same voxel by voxel."""
         inference = self.recipe.inference
         inferer = {
-            "_target_": "SlidingWindowInferer",
-            "roi_size": list(inference.window),
+            "_target_": "SliceInferer" if self.flat else "SlidingWindowInferer",
+            **({"spatial_dim": 2} if self.flat else {}),
+            "roi_size": self.window,
             "sw_batch_size": 1,
             "overlap": inference.overlap,
             "mode": "gaussian",
@@ -81,7 +102,8 @@ class SegmentationKind(Kind[SegmentationRecipe]):
     def training(self) -> Training:
         """Fine-tuning on label maps with the ids of the model."""
         decode = self.recipe.decode
-        crop = [max(_LEAST_CROP, side // 2 // 32 * 32) for side in self.recipe.inference.window]
+        both = ["image", "label"]
+        crop = [max(_LEAST_CROP, side // 2 // 32 * 32) for side in self.window] + [1] * self.flat
         load = {"_target_": target_of(LoadLabelledd), "table": plain(decode.table)}
         sized = {"roi_size": "@crop", "random_size": False}
         return Training(
@@ -89,9 +111,11 @@ class SegmentationKind(Kind[SegmentationRecipe]):
                 {**load, **plain(preparation_of(self.recipe))},
                 {"_target_": "SpatialPadd", "keys": "image", "spatial_size": "@crop"},
                 {"_target_": "SpatialPadd", "keys": "label", "spatial_size": "@crop", "constant_values": IGNORE},
-                {"_target_": "RandSpatialCropd", "keys": ["image", "label"], **sized},
+                {"_target_": "RandSpatialCropd", "keys": both, **sized},
                 {"_target_": "RandAdjustContrastd", "keys": "image", "prob": 0.5, "gamma": [0.7, 1.5]},
                 {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.5, "std": 0.05},
+                *[{"_target_": "SqueezeDimd", "keys": both, "dim": -1}] * self.flat,
+                plain_tensors(both),
             ],
             loss={"_target_": target_of(LabelLoss), "classes": len(decode.table), "sided": decode.sided},
             options={"crop": crop, "batch_size": 1, "learning_rate": 1e-4, "max_epochs": 20},
@@ -104,7 +128,7 @@ class SegmentationKind(Kind[SegmentationRecipe]):
         """Windows in, scores out; of `model.ts` one channel per label in the order of the ids."""
         recipe = self.recipe
         modality = recipe.scope.modalities[0]
-        patch = {"spatial_shape": list(recipe.inference.window), "dtype": "float32", "is_patch_data": True}
+        patch = {"spatial_shape": self.window, "dtype": "float32", "is_patch_data": True}
         known = {0: "background", **{label.id: label.name for label in recipe.labels}}
         names = {str(label): name for label, name in known.items()}
         if script:
@@ -139,10 +163,11 @@ class SegmentationKind(Kind[SegmentationRecipe]):
 
     def words(self) -> Words:
         """What the documentation says."""
-        scope, window = self.recipe.scope, " x ".join(str(n) for n in self.recipe.inference.window)
+        scope, window = self.recipe.scope, " x ".join(map(str, self.window))
+        seen = "slices" if self.flat else "windows"
         return Words(
             result=f"The label maps are those of `medseg infer -m {self.recipe.name}`, voxel by voxel",
-            script=f"windows of {window} voxels, one channel per label. MONAI resamples in another way, so those label "
+            script=f"{seen} of {window} voxels, one channel per label. MONAI resamples in another way, so those label "
             "maps are close to the others and not the same",
             classes=(
                 f"one channel, {'/'.join(scope.modalities)} of the {scope.anatomy}",
@@ -157,7 +182,7 @@ class SegmentationKind(Kind[SegmentationRecipe]):
 
     def sample(self, seed: int) -> Tensor:
         """A window."""
-        return torch.rand((1, 1, *self.recipe.inference.window), generator=torch.Generator().manual_seed(seed))
+        return torch.rand((1, 1, *self.window), generator=torch.Generator().manual_seed(seed))
 
     def write_specimen(self, path: Path) -> None:
         """A volume a little longer than one window."""

@@ -38,3 +38,14 @@ def made_up_fundus(height: int, width: int) -> NDArray[np.uint8]:
     noise = np.random.default_rng(0).normal(0, 3, (height, width))
     light = np.where(disc, 150 + 0.1 * x + noise - 50 * lines, 6 + 0.5 * noise)
     return np.clip(np.stack([light, 0.6 * light, 0.3 * light], axis=2), 0, 255).astype(np.uint8)
+
+
+def made_up_cells(height: int, width: int) -> NDArray[np.uint8]:
+    """Bright discs on a dark ground, some of which touch, (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    draw = np.random.default_rng(0)
+    light = draw.normal(12, 3, (height, width))
+    for row, column in draw.uniform((10, 10), (height - 10, width - 10), (height * width // 1200, 2)):
+        depth = 1 - ((y - row) ** 2 + (x - column) ** 2) / 121
+        light = np.maximum(light, np.where(depth > 0, 90 + 70 * depth, 0))
+    return np.repeat(np.clip(light, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
