@@ -9,7 +9,9 @@ approximation. Channels of a transformed volume are band major: first all channe
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from torch.nn import functional as F
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, tl, triton, uses_triton
 
 _CHUNK = 2**20  # voxels that the CPU path takes at a time: 4 MB, and as much for what lies between the axes
+_SCALE = 8**-0.5  # of the three axes together
 _BLOCK = 512  # cells of the half-size grid per program: 8 loads and 8 stores each, enough to keep the memory busy
 
 
@@ -134,57 +137,84 @@ def _launch(kernel, source: Tensor, out: Tensor, volume: Tensor) -> Tensor:
 
 def _haar3d_plain(x: Tensor) -> Tensor:
     """The CPU path: D and H on whole rows, W last and right into the result; a slab at a time in the same buffers."""
-    out = _haar3d_like(x).unflatten(1, (2, 2, 2, x.shape[1]))  # (B, detail D, detail H, detail W, C, d, h, w)
+    out = _haar3d_like(x)
     for blocks, bands, planes, rows in _slabs(x, out):
         for d, combine in enumerate((torch.add, torch.sub)):
-            combine(blocks[:, :, 0], blocks[:, :, 1], out=planes).mul_(8**-0.5)
+            combine(blocks[:, :, :, 0], blocks[:, :, :, 1], out=planes)
             for h, combine_rows in enumerate((torch.add, torch.sub)):
-                combine_rows(planes[:, :, :, 0], planes[:, :, :, 1], out=rows)
-                torch.add(rows[..., ::2], rows[..., 1::2], out=bands[d, h, 0])
-                torch.sub(rows[..., ::2], rows[..., 1::2], out=bands[d, h, 1])
-    return out.flatten(1, 4)
+                combine_rows(planes[:, :, :, :, 0], planes[:, :, :, :, 1], out=rows)
+                _part_neighbours(rows, bands[d, h, 0], bands[d, h, 1])
+    return out
 
 
 def _ihaar3d_plain(y: Tensor) -> Tensor:
     """The CPU path of the inverse, the same steps backwards."""
     out = _ihaar3d_like(y)
-    for blocks, bands, planes, rows in _slabs(out, y.unflatten(1, (2, 2, 2, -1))):
+    for blocks, bands, planes, rows in _slabs(out, y):
         difference = torch.empty_like(planes)
         for d, target in enumerate((planes, difference)):  # sum and difference of the two neighbours along D
             for h in range(2):
-                torch.add(bands[d, h, 0], bands[d, h, 1], out=rows[..., ::2])
-                torch.sub(bands[d, h, 0], bands[d, h, 1], out=rows[..., 1::2])
+                _join_neighbours(bands[d, h, 0], bands[d, h, 1], rows)
                 if h == 0:
-                    target[:, :, :, 0] = rows
+                    target[:, :, :, :, 0] = rows
                 else:
-                    torch.sub(target[:, :, :, 0], rows, out=target[:, :, :, 1])
-                    target[:, :, :, 0] += rows
-            target *= 8**-0.5
-        torch.add(planes, difference, out=blocks[:, :, 0])
-        torch.sub(planes, difference, out=blocks[:, :, 1])
+                    torch.sub(target[:, :, :, :, 0], rows, out=target[:, :, :, :, 1])
+                    target[:, :, :, :, 0] += rows
+        torch.add(planes, difference, out=blocks[:, :, :, 0])
+        torch.sub(planes, difference, out=blocks[:, :, :, 1])
     return out
 
 
-def _slabs(volume: Tensor, bands: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Cut (B, C, D, H, W) and (B, 2, 2, 2, C, d, h, w) into matching parts that fit a cache, each with two buffers.
+# PyTorch vectorises neither loads nor stores of every second number. But two neighbours a and b are a complex number
+# a + ib, and (1 + i)(a + ib) = (a - b) + i(a + b); and they are one integer of 64 bits, whose halves truncation parts.
 
-    Yields the volume's part as (C, d, 2, h, 2, W), its bands as (2, 2, 2, C, d, h, w), and room for one (C, d, h, 2, W)
-    and one (C, d, h, W).
+
+def _part_neighbours(rows: Tensor, low: Tensor, high: Tensor) -> None:
+    """Write sum and difference of neighbours along W, over root 8: (..., W) to (..., w) twice; `rows` is used up."""
+    rows *= _SCALE
+    if rows.dtype == torch.float32 and sys.byteorder == "little":
+        rows.view(torch.complex64).mul_(1 + 1j)
+        halves = rows.view(torch.int64)
+        high.view(torch.int32).copy_(halves)
+        low.view(torch.int32).copy_(halves.bitwise_right_shift_(32))
+        return
+    torch.add(rows[..., ::2], rows[..., 1::2], out=low)
+    torch.sub(rows[..., ::2], rows[..., 1::2], out=high)
+
+
+def _join_neighbours(low: Tensor, high: Tensor, rows: Tensor) -> None:
+    """Undo `_part_neighbours` but for the scale, which is over root 8 again: (..., w) twice to (..., W)."""
+    if rows.dtype == torch.float32:
+        torch.complex(high, low, out=rows.view(torch.complex64)).mul_(1 - 1j)
+    else:
+        torch.add(low, high, out=rows[..., ::2])
+        torch.sub(low, high, out=rows[..., 1::2])
+    rows *= _SCALE
+
+
+def _slabs(volume: Tensor, bands: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Cut (B, C, D, H, W) and (B, 8 C, d, h, w) into matching parts that fit a cache, each with two buffers.
+
+    Yields the volume's part as (B, C, d, 2, h, 2, W), its bands as (2, 2, 2, B, C, d, h, w), and room for one
+    (B, C, d, h, 2, W) and one (B, C, d, h, W).
     """
     if not volume.numel():
         return
     blocks = volume.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-    channels = max(1, _CHUNK // volume[0, 0].numel())
-    depth = max(1, _CHUNK // blocks[0, 0, 0].numel())
-    space = volume.new_empty(min(channels, volume.shape[1]), min(depth, blocks.shape[2]), *blocks.shape[4:])
-    rows = torch.empty_like(space[:, :, :, 0], memory_format=torch.contiguous_format)
-    for sample, bands_of_sample in zip(blocks, bands, strict=True):
-        for c in range(0, sample.shape[0], channels):
-            for d in range(0, sample.shape[1], depth):
-                part = sample[c : c + channels, d : d + depth]
-                size = part.shape[:2]
-                part_bands = bands_of_sample[:, :, :, c : c + channels, d : d + depth]
-                yield part, part_bands, space[: size[0], : size[1]], rows[: size[0], : size[1]]
+    parted = bands.unflatten(1, (2, 2, 2, -1)).movedim(0, 3)
+    # As many whole samples as fit, else whole channels of one sample, else planes of one channel.
+    sizes = [min(n, max(1, _CHUNK // part.numel())) for n, part in zip(blocks.shape, _firsts(blocks), strict=False)]
+    space = volume.new_empty(*sizes, *blocks.shape[4:])
+    rows = torch.empty_like(space[..., 0, :], memory_format=torch.contiguous_format)
+    for b, c, d in product(*(range(0, n, size) for n, size in zip(blocks.shape, sizes, strict=False))):
+        part = blocks[b : b + sizes[0], c : c + sizes[1], d : d + sizes[2]]
+        taken = tuple(slice(n) for n in part.shape[:3])
+        yield part, parted[:, :, :, b : b + sizes[0], c : c + sizes[1], d : d + sizes[2]], space[taken], rows[taken]
+
+
+def _firsts(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first sample, the first channel and the first two planes of (B, C, d, 2, h, 2, W)."""
+    return blocks[0], blocks[0, 0], blocks[0, 0, 0]
 
 
 @torch.library.custom_op("medseg::haar3d", mutates_args=())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from medseg_kernels.haar3d import (
     ihaar3d_reference,
 )
 
+module = import_module("medseg_kernels.haar3d")  # the package has a function of this name
 SHAPES = [(1, 1, 2, 2, 2), (2, 3, 4, 6, 10), (1, 5, 8, 14, 18)]
 
 
@@ -97,3 +99,19 @@ def test_autocast_and_inference_mode_keep_the_dtype(generator: torch.Generator) 
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
         assert torch.equal(haar3d(x), haar3d(x.clone()))
         assert haar3d(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 1500, 5000])
+def test_slabs_of_any_size_give_the_same(
+    chunk: int, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(5, 3, 8, 6, 10, generator=generator)  # 480 voxels a channel, 1440 a sample
+    whole = haar3d(x)
+    monkeypatch.setattr(module, "_CHUNK", chunk)
+    assert torch.equal(haar3d(x), whole)
+    torch.testing.assert_close(ihaar3d(whole), x, rtol=0, atol=1e-6)
+
+
+def test_equal_neighbours_leave_exactly_nothing(generator: torch.Generator) -> None:
+    x = torch.randn(2, 3, 1, 1, 1, generator=generator).expand(2, 3, 4, 6, 46)
+    assert not haar3d(x)[:, 3:].any()
