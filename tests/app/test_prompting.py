@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from box_task import bars, write_recipe
 from medseg.errors import UsageError
 from medseg.io import read, write
 from medseg.networks.sam import Sam
@@ -44,6 +45,7 @@ def test_a_box_in_a_volume_and_its_replay(call: Call, scan: Path, prompted: Path
     file = tmp_path / "out" / "prompts.json"
     second = call("infer", scan, "-m", prompted, "--prompts", file, "-o", tmp_path / "again", "--embeddings", kept)
     assert second.exit_code == 0, second.stderr
+    assert "slices encoded: 0," in second.stdout
     again = json.loads((tmp_path / "again" / "manifest.json").read_text())
     assert again["prompting"]["encoded"] == 0, "the second run found every slice encoded"
     assert again["output"] == manifest["output"]
@@ -61,6 +63,23 @@ def test_a_box_on_a_picture(call: Call, prompted: Path, tmp_path: Path) -> None:
         "replay", tmp_path / "out" / "manifest.json", "-m", prompted, "--input", tmp_path / "photo.png", "--json"
     )
     assert json.loads(repeated.stdout)["identical"] is True
+
+
+def test_a_model_is_trained_on_pictures_and_follows_a_box(call: Call, tmp_path: Path) -> None:
+    for number in range(3):
+        image, labels = bars(number)
+        grey, ids = image.voxels[:, :, 10].clip(0, 255).astype(np.uint8), labels.voxels[:, :, 10]
+        Image.fromarray(grey).save(tmp_path / f"p{number}.png")
+        Image.fromarray(ids).save(tmp_path / f"p{number}_mask.png")
+    recipe = write_recipe(tmp_path / "recipe", steps=2, batch=1, boxes=2, judged=2, every=2)
+    trained = call("train", recipe, "--data", tmp_path, "-o", tmp_path / "run", "--workers", "0")
+    assert trained.exit_code == 0, trained.stderr
+    assert "the box itself" in trained.stdout
+    picture = tmp_path / "p0.png"
+    answer = call("infer", picture, "-m", tmp_path / "run", "--box", "20,10,40,40", "-o", tmp_path / "out", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    assert json.loads(answer.stdout)["cases"][0]["model"] == "db-sam-small"
+    assert Image.open(tmp_path / "out" / "labels.png").size == (64, 64)
 
 
 def test_what_cannot_be_meant_is_told_before_anything_runs(call: Call, scan: Path, prompted: Path, model: Path) -> None:

@@ -43,11 +43,26 @@ def answer(result: "Result", target: Path, *, quiet: bool, verbose: bool) -> dic
             print_line(
                 f"agreement {'; '.join(f'{each.name} {each.words}' for each in agreed)} (between runs, not with truth)"
             )
+    specific |= _prompting(result, quiet=quiet)
     if verbose:
         for stage, seconds in result.manifest["seconds"].items():
             tell(f"{stage}: {duration_text(seconds)}")
         tell(f"peak memory: {size_text(result.manifest['peak_memory_bytes'])}")
     return {"model": result.recipe.name, "output": str(target), "warnings": list(result.warnings), **specific}
+
+
+def _prompting(result: "Result", *, quiet: bool) -> dict[str, Any]:
+    """What was encoded and drawn for prompts; nothing of other results."""
+    told = result.manifest.get("prompting")
+    if not told:
+        return {}
+    seconds = told["seconds"]
+    if not quiet:
+        print_line(
+            f"prompts   masks drawn: {told['decoded']}, in {seconds['decoding']:.2f} s; "
+            f"slices encoded: {told['encoded']}, in {seconds['encoding']:.2f} s"
+        )
+    return {"prompting": {name: told[name] for name in ("encoded", "decoded", "seconds")}}
 
 
 def _labels(result: "LabelResult", target: Path, *, quiet: bool) -> dict[str, Any]:

@@ -137,9 +137,10 @@ class BoxCourse(FolderCourse[BoxOptions]):
 
     def plain_trainer(self, device: str) -> BoxTrainer:
         """The network must be a DB-SAM; where the recipe names SAM's weights, it starts from them."""
+        state = None if self.options.start is None else _brought(self.options.start)  # told before anything large
         network = self._network()
-        if self.options.start is not None:
-            load_published(network, _brought(self.options.start))
+        if state is not None:
+            load_published(network, state)
         cast("DbSamEncoder", network.image_encoder).freeze(self.options.start is not None)
         network.mask_decoder.iou_prediction_head.requires_grad_(self.options.estimate > 0)  # else nothing teaches it
         return BoxTrainer(network, self.options, self._recipe().prompting, device=device)
