@@ -3,14 +3,22 @@
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import page_worker
+from medseg import io
+from tiny_model import head
+from tiny_prompting import build_tiny_prompting
+from tiny_support import support_model
 
 _FLAGS = (
     "--no-sandbox",
@@ -120,8 +128,44 @@ class Page:
         self.go("choose")
         self.tab.click(f"[data-model={model}] button.main")
 
-    def colours(self, layer: str = "image") -> dict[str, float]:
-        """Shares of the canvas that are not black, and that are coloured; the crosshair is taken away for it."""
+    def mark(self, model: str) -> None:
+        """Begin to mark for a model from its card."""
+        self.go("choose")
+        self.tab.click(f"[data-model={model}] button.main")
+        self.at("mark")
+
+    def on_plane(self, plane: int, across: float, down: float) -> tuple[float, float]:
+        """A place on a plane of the viewer (0 axial, 1 coronal, 2 sagittal), in shares of it, as the mouse takes it."""
+        box = self.tab.locator("[data-layer=image]").bounding_box()
+        left, top, width, height = self.tab.evaluate(
+            """(plane) => {
+              const { nv } = window.medseg.viewer;
+              const [x, y, w, h] = nv.screenSlices.find((one) => one.axCorSag === plane).leftTopWidthHeight;
+              return [Math.min(x, x + w), y, Math.abs(w), h].map((v) => v / nv.uiData.dpr);
+            }""",
+            plane,
+        )
+        return box["x"] + left + across * width, box["y"] + top + down * height
+
+    def example(self, number: int, pair: Sequence[Path]) -> None:
+        """Add an image and its label map as a case of a support set that is to be made."""
+        for at, path in enumerate(pair):
+            self.tab.locator("fieldset input[type=file]").nth(at).set_input_files(str(path))
+        self.tab.click("text='Add this case'")
+        self.until(f"document.querySelectorAll('.basket li').length === {number}")
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Press, move and let go."""
+        self.tab.mouse.move(*start)
+        self.tab.mouse.down()
+        self.tab.mouse.move(*end, steps=4)
+        self.tab.mouse.up()
+
+    def colours(self, layer: str = "image") -> dict[str, Any]:
+        """Shares of the canvas that are not black, and that are coloured; the crosshair is taken away for it.
+
+        `planes` holds the shares that are not black of each plane that is shown.
+        """
         return self.tab.evaluate(
             """(name) => {
               const viewer = window.medseg.viewer;
@@ -139,10 +183,54 @@ class Page:
                 lit += most > 20;
                 coloured += most - Math.min(pixels[i], pixels[i + 1], pixels[i + 2]) > 30;
               }
+              const planes = nv.screenSlices.map(({ leftTopWidthHeight: [x, y, w, h] }) => {
+                let inside = 0;
+                for (let row = Math.ceil(y); row < y + h - 1; row++) {
+                  for (let at = Math.ceil(Math.min(x, x + w)); at < Math.max(x, x + w) - 1; at++) {
+                    inside += pixels[4 * ((gl.drawingBufferHeight - 1 - row) * gl.drawingBufferWidth + at)] > 20;
+                  }
+                }
+                return inside / Math.abs(w * h);
+              });
               nv.opts.crosshairWidth = width;
               nv.opts.isOrientationTextVisible = letters;
               nv.drawScene();
-              return { lit: lit / size, coloured: coloured / size };
+              return { lit: lit / size, coloured: coloured / size, planes };
             }""",
             layer,
         )
+
+
+@dataclass
+class Site:
+    """A running server, a browser, and an image to bring."""
+
+    address: str
+    browser: Any
+    image: Path
+
+    def page(self) -> Page:
+        """A new visitor."""
+        return Page(
+            self.browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True), self.address
+        )
+
+
+@contextmanager
+def offer_small_models(home: Path) -> Iterator[None]:
+    """Models that follow prompts and examples, of random weights, for servers that start meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSEG_HOME", str(home / "data"))
+        (home / "data" / "models" / "tiny-sam").mkdir(parents=True)
+        build_tiny_prompting(home / "data" / "models" / "tiny-sam")
+        support_model(home / "data" / "models" / "tiny-support")
+        yield
+
+
+@contextmanager
+def small_site(home: Path) -> Iterator[Site]:
+    """A server with the worker of these tests, and with small models that follow prompts and examples."""
+    with browser() as started, offer_small_models(home):
+        io.write(head(), home / "head.nii.gz")
+        with serving(home / "serve", (sys.executable, page_worker.__file__)) as address:
+            yield Site(address, started, home / "head.nii.gz")

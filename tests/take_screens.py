@@ -1,55 +1,104 @@
-"""Take the pictures of the screens in docs/screens: `python tests/take_screens.py`, needs Chromium.
+"""Take the pictures of the screens in docs/screens: `python tests/take_screens.py [PART...]`, needs Chromium.
 
-The head is the template of `make demo` at 2 mm; the models are the real ones.
+The head is the template of `make demo` at 2 mm; the models are the real ones, but for those that follow marks and
+examples: no weights of them ship, so that small ones stand for them, untrained and under the red banner.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from browser import Page, browser, serving
+from browser import Page, browser, offer_small_models, serving
 from demo import template
 from medseg import io
 from medseg.volume import Volume
+from pictures import fundus
+from tiny_support import outlined_files
 
 SCREENS = Path(__file__).resolve().parent.parent / "docs" / "screens"
 
 
 def main() -> None:
-    """Go through the screens in the order of use."""
-    with tempfile.TemporaryDirectory() as name, browser() as started, serving(Path(name) / "serve") as address:
-        whole = io.read(template())
+    """Go through the parts that are named, or all of them, each as a new visitor."""
+    parts = {"head": _head, "marks": _marks, "examples": _examples, "picture": _picture}
+    with tempfile.TemporaryDirectory() as name, browser() as started, offer_small_models(Path(name)):
+        whole, folder = io.read(template()), Path(name)
         affine = whole.affine.copy()
         affine[:3, :3] *= 2
-        io.write(Volume(np.ascontiguousarray(whole.voxels[::2, ::2, ::2]), affine), Path(name) / "head.nii.gz")
-        page = Page(started.new_context(viewport={"width": 1280, "height": 720}), address, patience=1500)
-        take(page, "open")
-        page.bring(Path(name) / "head.nii.gz")
-        take(page, "check")
-        page.go("choose")
-        take(page, "choose")
-        page.run("brain-structures")
-        page.until("document.querySelector('.stage-text')?.textContent.includes('part')")
-        take(page, "run")
-        page.at("review")
-        page.until("window.medseg.viewer.nv.volumes.length === 2")
-        take(page, "review")
-        page.tab.select_option(".bar select >> nth=0", "render")
-        take(page, "rendering")
-        page.tab.select_option(".bar select >> nth=0", "planes")
-        page.go("correct")
-        take(page, "correct")
-        page.go("report")
-        take(page, "report")
-        page.run("mr-denoise")
-        page.at("review")
-        page.tab.wait_for_selector(".mark")
-        take(page, "compare")
-        page.go("history")
-        take(page, "history")
-        print(page.problems or "no message on the console")
+        io.write(Volume(np.ascontiguousarray(whole.voxels[::2, ::2, ::2]), affine), folder / "head.nii.gz")
+        with serving(folder / "serve") as address:
+            for part in sys.argv[1:] or parts:
+                page = Page(started.new_context(viewport={"width": 1280, "height": 720}), address, patience=1500)
+                parts[part](page, folder)
+                print(part, page.problems or "no message on the console")
+
+
+def _head(page: Page, folder: Path) -> None:
+    """From the file to the report, and what was restored."""
+    take(page, "open")
+    page.bring(folder / "head.nii.gz")
+    take(page, "check")
+    page.go("choose")
+    take(page, "choose")
+    page.run("brain-structures")
+    page.until("document.querySelector('.stage-text')?.textContent.includes('part')")
+    take(page, "run")
+    page.at("review")
+    page.until("window.medseg.viewer.nv.volumes.length === 2")
+    take(page, "review")
+    page.tab.select_option(".bar select >> nth=0", "render")
+    take(page, "rendering")
+    page.tab.select_option(".bar select >> nth=0", "planes")
+    page.go("correct")
+    take(page, "correct")
+    page.go("report")
+    take(page, "report")
+    page.run("mr-denoise")
+    page.at("review")
+    page.tab.wait_for_selector(".mark")
+    take(page, "compare")
+    page.go("history")
+    take(page, "history")
+
+
+def _marks(page: Page, folder: Path) -> None:
+    page.bring(folder / "head.nii.gz")
+    page.mark("tiny-sam")
+    page.tab.mouse.click(*page.on_plane(0, 0.42, 0.42))
+    page.tab.mouse.click(*page.on_plane(0, 0.55, 0.3), button="right")
+    page.tab.check("input[value=box]")
+    page.drag(page.on_plane(0, 0.36, 0.3), page.on_plane(0, 0.5, 0.55))
+    page.tab.locator("table.marked").scroll_into_view_if_needed()
+    take(page, "mark")
+
+
+def _examples(page: Page, folder: Path) -> None:
+    images, labels = outlined_files(folder / "cases", size=48)
+    page.go("examples")
+    for number, pair in enumerate(zip(images, labels, strict=True), start=1):
+        page.example(number, pair)
+    page.tab.fill("#ms-set-name", "balls")
+    page.tab.fill("input[placeholder^='17']", "1=large ball, 2=small ball")
+    page.tab.click("#ms-set-make")
+    page.tab.wait_for_selector("[data-set=balls]")
+    page.tab.click("[data-set=balls] summary")
+    take(page, "examples")
+    page.bring(images[0])
+    page.run("tiny-support")
+    page.at("review")
+    page.tab.check("input[value=doubt]")
+    take(page, "confidence")
+
+
+def _picture(page: Page, folder: Path) -> None:
+    Image.fromarray(fundus(480, 600)[0]).save(folder / "eye.png")
+    page.bring(folder / "eye.png")
+    page.run("vessels")
+    page.at("review")
+    take(page, "picture")
 
 
 def take(page: Page, name: str) -> None:

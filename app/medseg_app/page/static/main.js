@@ -124,12 +124,13 @@ class App {
   }
 
   key(event) {
-    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "checkbox";
-    const pressing = event.target.tagName === "BUTTON" && event.key === " ";
+    const ticked = ["checkbox", "radio"].includes(event.target.type);
+    const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && !ticked;
+    const pressing = (event.target.tagName === "BUTTON" || ticked) && event.key === " " || (event.target.type === "radio" && ARROWS[event.key]);
     if (typing || pressing || this.dialog.open || event.ctrlKey || event.altKey || event.metaKey) return;
     let done = true;
     if (event.key === "?") this.help();
-    else if (event.key === " " && !this.frame.hidden && event.target.type !== "checkbox") this.setOpacity(this.opacity ? 0 : 0.5);
+    else if (event.key === " " && !this.frame.hidden) this.setOpacity(this.opacity ? 0 : 0.5);
     else if (["correct", "mark"].includes(this.screen) && (event.key === "z" || event.key === "y")) this.step(event.key === "z" ? -1 : 1);
     else if (this.marks instanceof PictureMarks && ARROWS[event.key]) this.marks.move(...ARROWS[event.key]);
     else done = !this.frame.hidden && this.bar ? this.bar.key(event) : false;

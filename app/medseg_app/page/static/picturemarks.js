@@ -1,14 +1,15 @@
 // Marks on a picture: pixels instead of millimetres, and a cross of our own for the keys.
 
 import { Pointer, cleared, cover, drawMark } from "./marks.js";
-import { el } from "./dom.js";
+import { el, t } from "./dom.js";
 
 const STEP = 0.01; // of the longer side: how far an arrow key moves the cross
 
 export class PictureMarks {
   constructor(picture, hooks) {
     Object.assign(this, { picture, items: [], canvas: cover() });
-    this.frame = el("div", { class: "over-picture" });
+    this.frame = el("div", { class: "over-picture", tabindex: "0", role: "group", "aria-label": t("mark.picture") });
+    picture.draggable = false; // or the browser would carry the picture away
     picture.replaceWith(this.frame);
     this.frame.append(picture, this.canvas);
     this.cross = [0.5, 0.5];
