@@ -93,7 +93,9 @@ def _further(bundle: Path, work: Path, kind: Kind[Any]) -> dict[str, list[str]]:
         _write_pair(work / "data", kind)
         options = {"max_epochs": 2, "device": "cpu", **_TRAINING[kind.recipe.task]}
         if kind.recipe.task == "segmentation":
-            options["crop"] = str([min(16, side) for side in _training(kind).options["crop"]]).replace(" ", "")
+            crop = _training(kind).options["crop"]
+            most = 32 if crop[-1] == 1 else 16  # batch norms want more than one cell of a slice
+            options["crop"] = str([min(most, side) for side in crop]).replace(" ", "")
         given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         places = ["--dataset_dir", str(work / "data"), "--output_dir", str(work / "tuned")]
         config = ["--config_file", str(bundle / "configs" / "train.json"), "--bundle_root", str(bundle)]

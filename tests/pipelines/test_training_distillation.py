@@ -103,6 +103,12 @@ def test_the_student_comes_linearly_closer_to_its_teacher(run: Path, data: Path)
     assert explained(after, sam, squares) > explained(before, sam, squares) + 0.05
 
 
+def test_the_card_names_the_teacher_and_what_comes_next(run: Path, teacher: Path) -> None:
+    card = (run / "CARD.md").read_text(encoding="utf-8")
+    assert f"Taught by '{teacher.name}'" in card
+    assert "--from RUN" in card
+
+
 def test_a_run_that_was_stopped_goes_on_exactly(teacher: Path, data: Path, tmp_path: Path) -> None:
     model = recipe(tmp_path / "recipe", epochs=2)
     train(model, data, tmp_path / "whole", teacher=str(teacher), workers=0)

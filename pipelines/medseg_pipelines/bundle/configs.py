@@ -40,7 +40,7 @@ def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
         script: Describe `models/model.ts` instead of the network.
     """
     recipe = kind.recipe
-    packages = {name: version(name) for name in kind.PACKAGES}
+    packages = {name: version(name) for name in kind.packages}
     remark = "" if recipe.weights.trained else f" {UNTRAINED}"
     return {
         "schema": SCHEMA_ADDRESS,

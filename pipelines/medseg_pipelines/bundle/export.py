@@ -150,7 +150,7 @@ def _readme(kind: Kind[Any], card: str) -> str:
     python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE \\
         --dataset_dir IMAGES --output_dir RESULTS
 
-It needs MONAI with {", ".join(kind.PACKAGES)} and fire; medseg itself is not needed. {words.result}.
+It needs MONAI with {", ".join(kind.packages)} and fire; medseg itself is not needed. {words.result}.
 Images outside the scope of the model are not refused here.
 
 `models/model.ts`{" with `configs/inference_stock.json`" if kind.stock_steps() else ""} is for consumers that take

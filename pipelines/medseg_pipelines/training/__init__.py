@@ -149,6 +149,8 @@ def train(
     if isinstance(course, FolderCourse):
         scores = course.account(load_model(out, device=device))
         judged = course.judged_lines(scores)
+    elif isinstance(course, DistillationCourse):
+        judged = course.judged_lines()
     write_card(course.recipe, trainer, out, files=len(files), loss=loss, judged=judged)
     return TrainingReport(trainer.step, loss, weights, tuple(scores))
 

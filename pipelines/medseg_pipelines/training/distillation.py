@@ -150,6 +150,13 @@ class DistillationCourse(Course[DistillationOptions]):
             student, teacher, self.options, total=len(squares), per_epoch=squares.per_epoch, device=device
         )
 
+    def judged_lines(self) -> list[str]:
+        """What the card says in place of scores."""
+        return [
+            f"Taught by '{Path(self.options.teacher).name}'; the loss above is the mean squared error of the features. "
+            "It segments nothing: `medseg train her-seg --data FOLDER --from RUN` starts from it."
+        ]
+
     def images(self, files: list[Path]) -> Squares:
         """Squares of all pictures."""
         return Squares(files, self.teacher(), self.options)

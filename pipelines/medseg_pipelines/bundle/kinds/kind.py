@@ -85,6 +85,11 @@ class Kind(ABC, Generic[AnyRecipe]):
         self.recipe = recipe
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """What a run needs beside MONAI, torch and numpy."""
+        return self.PACKAGES
+
+    @property
     def own_network(self) -> bool:
         """Whether the code of the network travels."""
         return not self.recipe.network.name.startswith(nets.MONAI_PREFIX)

@@ -32,6 +32,12 @@ class RestorationKind(Kind[RestorationRecipe]):
 
     POSTFIX: ClassVar = "restored"
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Superpixels are those of scikit-image."""
+        more = ("scikit-image",) if self.recipe.partition.kind == "superpixels" else ()
+        return (*super().packages, *more)
+
     def build_network(self) -> RegionalRAT:
         """RAT with the regions as its last channel; errors as of `require_portable`."""
         require_portable(self.recipe)
