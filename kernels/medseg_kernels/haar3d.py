@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, tl, triton, uses_triton
 
 _CHUNK = 2**20  # voxels that the CPU path takes at a time: 4 MB, and as much for what lies between the axes
+_FEW = 4  # channels up to which the library is slow to take a strided convolution backwards on a CPU
 _SCALE = 8**-0.5  # of the three axes together
 _BLOCK = 512  # cells of the half-size grid per program: 8 loads and 8 stores each, enough to keep the memory busy
 
@@ -301,7 +302,8 @@ def haar3d_project(
     """Project the approximation and the seven detail bands of a volume to new channels, without forming the bands.
 
     The transform is linear, so both pointwise convolutions and the transform are one convolution with a 2x2x2 kernel
-    at stride 2. That is a library product on any device: there is no kernel of ours to beat it with.
+    at stride 2. That is a library product on any device: there is no kernel of ours to beat it with. (But for the
+    training of few channels on a CPU, where the transform goes first.)
 
     Args:
         x: Volume, (B, C, D, H, W), every side even.
@@ -318,6 +320,10 @@ def haar3d_project(
     """
     if x.ndim != 5 or x.shape[2] % 2 or x.shape[3] % 2 or x.shape[4] % 2:
         raise ValueError(f"x must be (B, C, D, H, W) with even D, H and W, got {list(x.shape)}; pad it first")
+    if x.device.type == "cpu" and x.shape[1] <= _FEW and torch.is_grad_enabled() and not is_recorded():
+        bands = haar3d(x)
+        low, high = bands[:, : x.shape[1]], bands[:, x.shape[1] :]
+        return F.conv3d(low, low_weight, low_bias), F.conv3d(high, high_weight, high_bias)
     # A weight over bands, seen as coefficients, is the inverse transform away from a weight over voxels.
     low = F.pad(low_weight, [0, 0, 0, 0, 0, 0, 0, 7 * x.shape[1]])
     high = F.pad(high_weight, [0, 0, 0, 0, 0, 0, x.shape[1], 0])
