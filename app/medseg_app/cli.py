@@ -343,7 +343,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", rich_help_panel=OUTPUT)],
     patients: Annotated[
         Path | None,
-        typer.Option(help="CSV (file, patient): whose images are whose; for a network.", rich_help_panel=INPUT),
+        typer.Option(help="CSV (file, patient): whose images are whose.", rich_help_panel=INPUT),
     ] = None,
     start: Annotated[
         Path | None,
@@ -369,7 +369,8 @@ def train(
 
     For her-seg, wau and fsg-net the folder holds images and masks (or imagesTr and labelsTr), or NAME.png beside
     NAME_mask.png; volumes likewise. Classes, spacing, grey values and patches are found from it, a fifth of the
-    patients is held back to stop early, and -o becomes a model with its card.
+    patients is held back to stop early, and -o becomes a model with its card. db-sam (from sam-vit-b of
+    `medseg weights`) and db-sam-small (from nothing) learn on such folders to follow boxes.
     """
     from medseg_app.commands import train
 

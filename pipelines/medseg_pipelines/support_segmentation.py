@@ -18,11 +18,12 @@ from medseg.networks.sam2_sgp import Sam2Sgp
 from medseg.picture import Picture
 from medseg.volume import Volume
 from medseg_pipelines.case import Case
-from medseg_pipelines.events import Callback, Reporter
-from medseg_pipelines.picture_case import PictureCase, hash_pixels, picture_facts, read_picture_case
+from medseg_pipelines.either_kind import EitherKind
+from medseg_pipelines.events import Reporter
+from medseg_pipelines.picture_case import PictureCase, hash_pixels, picture_facts
 from medseg_pipelines.picture_results import PictureResult
 from medseg_pipelines.picture_statistics import measure_picture
-from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_memory
+from medseg_pipelines.pipeline import RunOptions, RunPlan, require_memory
 from medseg_pipelines.recipe import SupportRecipe
 from medseg_pipelines.results import LabelResult, Outcome, Result, write_json
 from medseg_pipelines.statistics import measure
@@ -95,29 +96,8 @@ class SupportPictureResult(PictureResult):
         _write_agreement(folder, self.agreement)
 
 
-class SupportSegmentation(Pipeline[SupportRecipe]):
+class SupportSegmentation(EitherKind[SupportRecipe]):
     """A network that segments by example, ready to run; `support` names the set."""
-
-    def __call__(
-        self, image: Any, *, progress: Callback | None = None, time_point: int | None = None, **options: Any
-    ) -> Any:
-        """Segment what the support set outlines: a volume or, from a `PictureCase` or a `Picture`, a picture.
-
-        Args:
-            image: As any model takes it.
-            progress: Gets every `Event`; returning False or raising `Cancelled` stops the run.
-            time_point: Index from 0 into the fourth axis, where there is one.
-            options: Fields of `RunOptions`; `support` must be there.
-        """
-        if not isinstance(image, PictureCase | Picture):
-            return super().__call__(image, progress=progress, time_point=time_point, **options)
-        wanted = RunOptions(**options)
-        wanted.require_for(self.recipe)
-        self._check_options(wanted)
-        report = Reporter(progress)
-        report.start("reading")
-        case = read_picture_case(image, memory_limit=wanted.memory_limit)
-        return self._run_picture(case, wanted, [*self._weight_doubts(), *case.picture.notes], report)
 
     @torch.inference_mode()
     def plan(self, case: Case | PictureCase) -> RunPlan:

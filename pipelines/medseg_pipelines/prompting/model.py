@@ -16,10 +16,11 @@ from medseg.prompts import Box, Mask, Point, Prompts
 from medseg.volume import Volume
 from medseg_pipelines import nets
 from medseg_pipelines.case import Case
-from medseg_pipelines.events import Callback, Reporter
-from medseg_pipelines.picture_case import PictureCase, hash_pixels, picture_facts, read_picture_case
+from medseg_pipelines.either_kind import EitherKind
+from medseg_pipelines.events import Reporter
+from medseg_pipelines.picture_case import PictureCase, hash_pixels, picture_facts
 from medseg_pipelines.picture_statistics import measure_picture
-from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_memory
+from medseg_pipelines.pipeline import RunOptions, RunPlan, require_memory
 from medseg_pipelines.prompting.embeddings import Embeddings
 from medseg_pipelines.prompting.results import PromptedPictureResult, PromptedResult, digest_of, labels_of
 from medseg_pipelines.prompting.session import PromptedNetwork, Segmented, Session
@@ -32,7 +33,7 @@ from medseg_pipelines.words import UNKNOWN_ORIGIN
 _KINDS: dict[str, type] = {"points": Point, "boxes": Box, "masks": Mask}
 
 
-class Prompting(Pipeline[PromptRecipe]):
+class Prompting(EitherKind[PromptRecipe]):
     """A network that follows prompts, ready to run.
 
     Args:
@@ -76,26 +77,6 @@ class Prompting(Pipeline[PromptRecipe]):
     def session(self, image: Volume | Picture, *, window: tuple[float, float] | None = None) -> Session:
         """An image to prompt again and again."""
         return Session(self.prompted, image, window=window)
-
-    def __call__(
-        self, image: Any, *, progress: Callback | None = None, time_point: int | None = None, **options: Any
-    ) -> Any:
-        """Segment what the prompts point at: a volume or, from a `PictureCase` or a `Picture`, a picture.
-
-        Args:
-            image: As any model takes it.
-            progress: Gets every `Event`; returning False or raising `Cancelled` stops the run.
-            time_point: Index from 0 into the fourth axis, where there is one.
-            options: Fields of `RunOptions`; `prompts` must be there.
-        """
-        if not isinstance(image, PictureCase | Picture):
-            return super().__call__(image, progress=progress, time_point=time_point, **options)
-        wanted = RunOptions(**options)
-        self._check_options(wanted)
-        report = Reporter(progress)
-        report.start("reading")
-        case = read_picture_case(image, memory_limit=wanted.memory_limit)
-        return self._run_picture(case, wanted, [*self._weight_doubts(), *case.picture.notes], report)
 
     def plan(self, case: Case | PictureCase, prompts: Prompts | None = None) -> RunPlan:
         """What segmenting the case may take at most; one slice is encoded to know the time."""
