@@ -152,23 +152,14 @@ def _one(path: Path, request: Request, models: dict[str, Any], view: ProgressVie
         correct_geometry=request.correct_geometry,
     )
     name, reason = _model_for(case, request)
-    title = load_recipe(name).name
     formats = parse_formats(request.formats)
     if formats:
         require_for_task(formats, load_recipe(name).task)
         _require_dicom(case)
-    view.pause()
-    if not request.quiet:
-        tell(f"model {title}: {reason}")
-    target = target_of(path, request, title)
-    if not request.dry_run:
-        _check_target(target, request)
-    if name not in models:
-        models[name] = _load(name, request)
+    model, target = _ready(path, name, reason, request, models=models, view=view)
     if request.dry_run:
-        view.pause()
-        return _plan(models[name], case, target, reason, request)
-    result = models[name](case, progress=view, **_run_options(request, case.volume.grid))
+        return _plan(model, case, target, reason, request)
+    result = model(case, progress=view, **_run_options(request, case.volume.grid))
     view(Event(stage="writing", done=0, total=1, seconds_left=None))
     if len(request.inputs) > 1:
         target.parent.mkdir(exist_ok=True)
@@ -185,10 +176,20 @@ def _one(path: Path, request: Request, models: dict[str, Any], view: ProgressVie
 def _picture(path: Path, request: Request, models: dict[str, Any], view: ProgressView) -> dict[str, Any]:
     """As `_one`, for a picture."""
     case, name, reason = pictures.picture_of(path, request)
-    title = load_recipe(name).name
     if parse_formats(request.formats):
         raise UsageError(f"--format writes DICOM of volumes, '{path.name}' is a picture; its labels are PNG, drop it")
+    model, target = _ready(path, name, reason, request, models=models, view=view)
+    if request.dry_run:
+        return pictures.plan(model, case, target, reason, request)
+    return pictures.run(model, case, target, reason, request, view)
+
+
+def _ready(
+    path: Path, name: str, reason: str, request: Request, *, models: dict[str, Any], view: ProgressView
+) -> tuple[Any, Path]:
+    """Say which model it is, and give it with the folder of the result, which is free where one is written."""
     view.pause()
+    title = load_recipe(name).name
     if not request.quiet:
         tell(f"model {title}: {reason}")
     target = target_of(path, request, title)
@@ -198,8 +199,7 @@ def _picture(path: Path, request: Request, models: dict[str, Any], view: Progres
         models[name] = _load(name, request)
     if request.dry_run:
         view.pause()
-        return pictures.plan(models[name], case, target, reason, request)
-    return pictures.run(models[name], case, target, reason, request, view)
+    return models[name], target
 
 
 def _load(name: str, request: Request) -> Any:
