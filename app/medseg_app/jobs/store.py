@@ -9,7 +9,9 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from tempfile import mkdtemp
 
 from medseg.errors import InputRefused
 from medseg_app.jobs.table import ENDED, Table
@@ -128,6 +130,15 @@ class Store:
         """Bytes of everything kept."""
         return _size(self._uploads) + _size(self._jobs) + _size(self.passing)
 
+    def passing_folder(self, owner: str) -> Path:
+        """A new folder for what `gradio_client` of this owner fetches."""
+        return Path(mkdtemp(prefix=f"{_tag(owner)}-", dir=self.passing))
+
+    def may_fetch(self, owner: str, path: str) -> bool:
+        """Whether a file lies in such a folder of this owner."""
+        folder = Path(path).parent
+        return ".." not in Path(path).parts and folder.parent == self.passing and folder.name.startswith(_tag(owner))
+
     def is_full(self) -> bool:
         """Whether nothing more may be stored."""
         return self.used() >= self.limits.disk_bytes
@@ -160,7 +171,11 @@ class Store:
     def _full(self) -> str:
         if self.is_full():
             return "disk: the space of this server is used up; delete old work under History, or ask who runs it"
-        return f"upload must be at most {self.limits.upload_bytes / 1e9:.1f} GB, got more; send one series at a time"
+        return f"upload must be at most {self.limits.upload_bytes / 1e9:.2g} GB, got more; send one series at a time"
+
+
+def _tag(owner: str) -> str:
+    return sha256(owner.encode()).hexdigest()[:32]
 
 
 def _checked(name: str) -> str:

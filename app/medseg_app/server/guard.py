@@ -6,7 +6,6 @@ import base64
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from medseg_app.jobs.store import Store
 from medseg_app.server.accounts import Accounts, Throttled
 from medseg_app.server.metrics import Metrics
 
@@ -53,7 +53,7 @@ class Guard:
             server on the loopback through a name of their own.
         accounts: Who may log in; None where nobody has to.
         metrics: Counts the requests.
-        is_full: Whether the disk takes no more; Gradio's own way to upload knows nothing of it.
+        store: Knows whether the disk takes no more, and whose a file is; Gradio's own routes know neither.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Guard:
         hosts: tuple[str, ...],
         accounts: Accounts | None,
         metrics: Metrics,
-        is_full: Callable[[], bool],
+        store: Store,
     ) -> None:
         self._app, self._hosts, self._accounts, self._metrics = app, hosts, accounts, metrics
-        self._is_full = is_full
+        self._store = store
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass the request on with `state.owner` set."""
@@ -108,10 +108,14 @@ class Guard:
 
     def _shut(self, scope: Scope, owner: str | None) -> Any:
         """The answer to somebody who has to log in first, or to bring his files another day."""
-        if scope["path"].startswith("/gradio_api/upload") and self._is_full():
+        if scope["path"].startswith("/gradio_api/upload") and self._store.is_full():
             return JSONResponse({"error": "disk: the space of this server is used up; delete old work"}, 413)
-        if self._accounts is None or owner is not None or scope["path"] in _OPEN:
+        if self._accounts is None or scope["path"] in _OPEN:
             return None
+        if owner is not None:
+            _, asked, file = scope["path"].partition("/gradio_api/file=")
+            strange = asked and not self._store.may_fetch(owner, file)
+            return JSONResponse({"error": "there is no file of yours"}, 404) if strange else None
         if scope["path"] == "/":
             return RedirectResponse("/login", 303)
         return JSONResponse({"error": "log in first"}, 401)

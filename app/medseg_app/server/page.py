@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from fastapi import FastAPI
@@ -119,7 +118,7 @@ def _segmenter(place: Place) -> Any:
         folder = place.store.result(job.id)
         if now is None or folder is None:
             raise gr.Error(now.reason if now and now.reason else "the job was cancelled")
-        archive = Path(mkdtemp(dir=place.store.passing)) / "medseg-result.zip"
+        archive = place.store.passing_folder(job.owner) / "medseg-result.zip"
         archive.write_bytes(b"".join(zipped(folder)))
         yield {"state": now.state, "stage": now.stage, "done": now.total, "total": now.total}, str(archive)
 

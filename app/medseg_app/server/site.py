@@ -61,7 +61,7 @@ def build_site(settings: Settings) -> tuple[Guard, Place]:
     _add_errors(app)
     app.mount("/medseg-assets", StaticFiles(directory=str(PAGE / "static")))
     mount_page(app, place)
-    return Guard(app, settings.hosts, place.accounts, place.metrics, place.store.is_full), place
+    return Guard(app, settings.hosts, place.accounts, place.metrics, place.store), place
 
 
 def _add_health(app: FastAPI, place: Place) -> None:
