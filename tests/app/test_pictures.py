@@ -105,6 +105,8 @@ def test_a_video_is_segmented_frame_by_frame_only_on_request(call: Call, tmp_pat
     with Image.open(case["pages"]) as pages:
         assert (getattr(pages, "n_frames", 1), pages.mode) == (2, "P")
     assert call("infer", tmp_path / "eye.png", "-m", vessel_model, "--frames", "2").exit_code == 2
+    encoder = call("infer", tmp_path / "eye.png", "-m", "her-seg-pretrain")
+    assert (encoder.exit_code, "segments nothing" in encoder.stderr) == (2, True)
     assert "one picture at a time" in call("infer", tmp_path / "eye.png", "-m", "sam", "--frames", "all").stderr
 
 

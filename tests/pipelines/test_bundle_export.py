@@ -161,7 +161,7 @@ def test_the_stock_configuration_of_things_gives_their_mask(cases: dict[str, Cas
     pixels = torch.from_numpy(read_picture(case.scan).unit_planes())
     with torch.inference_mode():
         near = script(pixels.mT[None]).argmax(1)[0].mT.numpy()
-    assert np.mean((near > 0) == (ids > 0)) > 0.95
+    assert np.mean((near > 0) == (ids > 0)) > 0.9
 
 
 def test_without_a_stock_configuration_the_documentation_says_why(cases: dict[str, Case]) -> None:

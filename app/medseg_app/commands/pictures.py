@@ -10,9 +10,17 @@ from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import ENDINGS, is_picture, read_picture
 from medseg_app.output import duration_text, print_json, print_line, print_table, size_text, tell
 from medseg_pipelines.events import Event
+from medseg_pipelines.load import PRETRAINED
 from medseg_pipelines.picture_case import PictureCase, choose_picture_model, judge_picture, read_picture_case
 from medseg_pipelines.picture_frames import FramesCase, read_frames_case
-from medseg_pipelines.recipe import PictureRecipe, PictureRestorationRecipe, PromptRecipe, SupportRecipe, load_recipe
+from medseg_pipelines.recipe import (
+    PictureRecipe,
+    PictureRestorationRecipe,
+    PretrainingRecipe,
+    PromptRecipe,
+    SupportRecipe,
+    load_recipe,
+)
 from medseg_pipelines.scope import require_in_scope
 from medseg_pipelines.words import RESTORED
 
@@ -35,7 +43,7 @@ def wants_picture(path: Path, request: Request) -> bool:
 
     Raises:
         InputRefused: The file is a picture and the model takes volumes.
-        UsageError: Frames are wanted of what is no picture.
+        UsageError: Frames are wanted of what is no picture, or the named model takes no image at all.
     """
     wanted = _is_for_pictures(path, request.model)
     if request.frames is not None and not wanted:
@@ -47,6 +55,8 @@ def _is_for_pictures(path: Path, model: str | None) -> bool:
     if model is None:
         return is_picture(path)
     recipe = load_recipe(model)
+    if isinstance(recipe, PretrainingRecipe):
+        raise UsageError(f"model '{recipe.name}' {PRETRAINED}")
     if isinstance(recipe, _RECIPES):
         return True
     if isinstance(recipe, PromptRecipe | SupportRecipe):
