@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def main() -> int:
     parser.add_argument("--save", type=Path, help="keep the image in this file, for `docker load`")
     save = parser.parse_args().save
     _check_machine()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was made is removed then too
     with tempfile.TemporaryDirectory(prefix="medseg-image-", dir="/var/tmp", ignore_cleanup_errors=True) as name:
         builder = Builder(Path(name))
         try:

@@ -1,0 +1,74 @@
+"""Gradio's own routes under attack: files of the server, files of another user; and the next user is served."""
+
+import io
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+import stub_job_worker
+from medseg_app.server import site
+from medseg_app.server.accounts import hash_password
+from medseg_app.server.guard import LOOPBACK
+from medseg_app.server.place import Settings
+
+ADDRESS = "http://127.0.0.1:7860"
+STUB = (sys.executable, "-I", stub_job_worker.__file__)
+PASSWORD = "a long enough one"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    accounts = dict.fromkeys(("ann", "bob"), hash_password(PASSWORD))
+    settings = Settings(home=tmp_path_factory.mktemp("home"), hosts=LOOPBACK, worker=STUB, accounts=accounts)
+    guard, _ = site.build_site(settings)
+    with TestClient(guard, base_url=ADDRESS):
+        yield guard
+
+
+def _user(server: Any, name: str) -> TestClient:
+    user = TestClient(server, base_url=ADDRESS)
+    assert user.post("/login", data={"name": name, "password": PASSWORD}, follow_redirects=False).status_code == 303
+    return user
+
+
+def _told(user: TestClient, route: str, content: dict[str, Any]) -> str:
+    """What a call of Gradio ends with."""
+    event = user.post(f"/gradio_api/call/{route}", json=content).json()["event_id"]
+    return user.get(f"/gradio_api/call/{route}/{event}").text
+
+
+def test_no_route_reads_files_of_the_server(server: Any) -> None:
+    ann = _user(server, "ann")
+    file = {"path": __file__, "meta": {"_type": "gradio.FileData"}}
+    call = {"data": [file, "mr-denoise", False]}
+    told = [
+        _told(ann, "segment", call),
+        _told(ann, "v2/segment", {"image": file, "model": "mr-denoise", "confirmed": False}),
+    ]
+    ann.post("/gradio_api/queue/join", json={**call, "fn_index": 0, "session_hash": "hash"})
+    told.append(ann.get("/gradio_api/queue/data", params={"session_hash": "hash"}).text)
+    assert all("not uploaded by a user" in one for one in told), told
+    assert ann.get("/api/v1/uploads").json() == []
+    for route in ("run", "api"):
+        assert ann.post(f"/gradio_api/{route}/segment", json=call).status_code == 404
+
+
+def test_no_user_fetches_the_files_of_another(server: Any) -> None:
+    ann, bob = _user(server, "ann"), _user(server, "bob")
+    path = ann.post("/gradio_api/upload", files={"files": ("../../head.nii.gz", b"x")}).json()[0]
+    home = server._app.state.place.settings.home
+    assert Path(path).is_relative_to(home / "gradio")
+    told = _told(ann, "segment", {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, "mr-denoise", False]})
+    address = told.split('"url": "')[1].split('"')[0].removeprefix(ADDRESS)
+    assert zipfile.ZipFile(io.BytesIO(ann.get(address).content)).namelist() == ["manifest.json"]
+    file = address.partition("file=")[2]
+    around = f"{Path(file).parent}/../{Path(file).parent.name}/{Path(file).name}"
+    for other in (file, path, around, str(home / "jobs.sqlite"), "/etc/hostname"):
+        assert bob.get(f"/gradio_api/file={other}").status_code in (403, 404), other
+    assert bob.get("/readyz").text == "ok\n"
+    assert bob.get("/api/v1/uploads").json() == []
