@@ -9,10 +9,10 @@ import yaml
 from medseg.networks import build_network
 from medseg.networks.rat import RAT
 from medseg.weights import save_weights, sha256_of
-from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+from medseg_pipelines.recipe import RECIPE_FILE, Slices, recipe_folder
+from medseg_pipelines.slices import channels_of
 
 NETWORK = {
-    "in_channels": 4,
     "width": 4,
     "encoder_depths": [1],
     "decoder_depths": [1],
@@ -26,7 +26,8 @@ def tiny_restoration_recipe(**slices: Any) -> dict[str, Any]:
     content = yaml.safe_load((recipe_folder("mr-denoise") / RECIPE_FILE).read_text(encoding="utf-8"))
     content["name"] = "tiny-denoise"
     content["network"] = {"name": "rat", "options": dict(NETWORK)}
-    content["slices"] = {**content["slices"], "context": 3, **slices}
+    content["slices"] = {**content["slices"], "context": 3, "guide": False, **slices}
+    content["network"]["options"]["in_channels"] = channels_of(Slices(**content["slices"]))
     content["training"] = {}
     return content
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 from medseg.volume import Volume
 from medseg_pipelines.recipe import RECIPE_FILE
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "all": {"channels": 1, "filters": 3, "num_res_blocks": 1, "shortcut": True},
     "slices": {
         "channels": 2,
@@ -23,8 +23,10 @@ NETWORKS = {
 }
 
 
-def superres_recipe(axes: str, *, training: dict[str, Any] | None = None) -> dict[str, Any]:
+def superres_recipe(axes: str, *, training: dict[str, Any] | None = None, guide: bool = False) -> dict[str, Any]:
     """A recipe as it stands in a file."""
+    network = dict(NETWORKS[axes], out_channels=1)
+    network["channels"] += int(guide)
     return {
         "name": f"tiny-{axes}",
         "task": "super-resolution",
@@ -33,12 +35,13 @@ def superres_recipe(axes: str, *, training: dict[str, Any] | None = None) -> dic
         "intended_use": "None.",
         "licence": "Apache-2.0",
         "unit": "grey values",
-        "network": {"name": "disgan", "options": NETWORKS[axes]},
+        "network": {"name": "disgan", "options": network},
         "upscaling": {
             "axes": axes,
             "acquisition": "kspace" if axes == "all" else "profile",
             "window": [16, 16, 16],
             "overlap": 0.25,
+            "guide": guide,
         },
         "scope": {
             "modalities": ["MR"],
@@ -52,16 +55,16 @@ def superres_recipe(axes: str, *, training: dict[str, Any] | None = None) -> dic
     }
 
 
-def build_superres_model(folder: Path, axes: str) -> Path:
+def build_superres_model(folder: Path, axes: str, *, guide: bool = False) -> Path:
     """Recipe and random weights in `folder`; returns it."""
     import torch
 
     from medseg.networks import build_network
     from medseg.weights import save_weights, sha256_of
 
-    content = superres_recipe(axes)
+    content = superres_recipe(axes, guide=guide)
     torch.manual_seed(4)
-    network = build_network("disgan", **NETWORKS[axes])
+    network = build_network("disgan", **content["network"]["options"])
     weights = save_weights(network.state_dict(), folder / "weights.safetensors")
     content["weights"]["sha256"] = sha256_of(weights)
     content["weights"]["parameters"] = sum(parameter.numel() for parameter in network.parameters())

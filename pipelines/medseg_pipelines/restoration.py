@@ -134,7 +134,8 @@ class Restoration(Pipeline[RestorationRecipe]):
 
     def _peak_bytes(self, volume: Volume, axis: int) -> int:
         pixels = volume.voxels.size // volume.shape[axis]
-        return self.recipe.slices.batch * pixels * self.recipe.slices.bytes_per_pixel + 24 * volume.voxels.size
+        copies = 44 if self.recipe.slices.guide else 24  # bytes; the noise level for a guide takes all slices at once
+        return self.recipe.slices.batch * pixels * self.recipe.slices.bytes_per_pixel + copies * volume.voxels.size
 
 
 def _plain(regions: np.ndarray) -> np.ndarray:

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from medseg.errors import InputRefused
+from medseg.guide import tissue_noise
 from medseg.partition import Partitioner, partition
 from medseg.volume import Volume
-from medseg_pipelines.slices import Scaling, SliceOptions, network_input, slice_axis, stacked, unstacked
+from medseg_pipelines.slices import Scaling, SliceOptions, find_guide, network_input, slice_axis, stacked, unstacked
 
 Restore = Callable[[Tensor, Tensor], Tensor]
 """What the network sees (B, C, X, Y) and region ids (B, X, Y) to restored slices (B, 1, X, Y)."""
 _SMALLEST = 10  # pixels along both sides of a slice; less holds no block to estimate noise from
+_RUN = 32  # slices whose guide is found at once: each run reads five more on both sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +106,12 @@ def find_residual(
     """
     chosen = list(range(stack.count)) if chosen is None else chosen
     residual = np.empty(regions.shape, np.float32)
+    guides = _Guides(stack.voxels, chosen, level) if options.guide else None
     for start in range(0, len(chosen), options.batch):
         part = chosen[start : start + options.batch]
         place = slice(start, start + len(part))
-        image = network_input(stack.voxels, part, options, level).to(device)
+        guide = guides.of(part) if guides else None
+        image = network_input(stack.voxels, part, options, level, guide).to(device)
         ids = torch.from_numpy(np.ascontiguousarray(np.moveaxis(regions[:, :, place], 2, 0))).long().to(device)
         with torch.inference_mode():
             restored = restore(image, ids)[:, 0]
@@ -116,3 +120,20 @@ def find_residual(
         if progress:
             progress(place.stop, len(chosen))
     return residual
+
+
+class _Guides:
+    """The guides of slices that are asked for in order, found many at a time."""
+
+    def __init__(self, voxels: np.ndarray, chosen: list[int], level: float | None) -> None:
+        self.voxels, self.waiting = voxels, list(chosen)
+        self.level = tissue_noise(torch.from_numpy(voxels)) if level is None else level
+        self.found: dict[int, np.ndarray] = {}
+
+    def of(self, part: list[int]) -> np.ndarray:
+        """(X, Y, part)."""
+        while not self.found.keys() >= set(part):
+            run, self.waiting = self.waiting[:_RUN], self.waiting[_RUN:]
+            guide = find_guide(self.voxels, run, self.level)
+            self.found |= {number: guide[:, :, place] for place, number in enumerate(run)}
+        return np.stack([self.found.pop(number) for number in part], axis=2)

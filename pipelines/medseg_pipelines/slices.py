@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medseg.guide import MARGIN, non_local_means, tissue_noise
 from medseg.noise import noise_map
 from medseg.volume import Volume
 
@@ -27,6 +28,11 @@ class SliceOptions(Protocol):
     @property
     def noise_map(self) -> bool:
         """Whether it sees the noise level too."""
+        ...
+
+    @property
+    def guide(self) -> bool:
+        """Whether it sees the volume by non-local means too, and starts from that."""
         ...
 
     @property
@@ -56,6 +62,7 @@ class PlainSlices:
 
     context: int
     noise_map: bool
+    guide: bool
     source: tuple[float, float] | None
     percentile: float
     limits: tuple[float, float]
@@ -117,21 +124,49 @@ def unstacked(stack: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(stack, 2, axis)
 
 
-def network_input(stack: np.ndarray, chosen: list[int], options: SliceOptions, level: float | None = None) -> Tensor:
-    """What the network sees of some slices: their neighbours, themselves, and the noise level.
+def find_guide(stack: np.ndarray, chosen: list[int], level: float | None = None) -> np.ndarray:
+    """Some slices by non-local means among all of them; see `medseg.guide`.
+
+    Args:
+        stack: (X, Y, S), in units of the network, cut off at the recipe's limits.
+        chosen: Indices of the slices.
+        level: Noise level in units of the network; None to estimate it.
+
+    Returns:
+        (X, Y, chosen), float32.
+    """
+    image = torch.from_numpy(stack)
+    level = tissue_noise(image) if level is None else level
+    first, last = max(0, min(chosen) - MARGIN), min(stack.shape[2], max(chosen) + 1 + MARGIN)
+    found = non_local_means(image[:, :, first:last], level).numpy()
+    return found[:, :, [number - first for number in chosen]]
+
+
+def network_input(
+    stack: np.ndarray,
+    chosen: list[int],
+    options: SliceOptions,
+    level: float | None = None,
+    guide: np.ndarray | None = None,
+) -> Tensor:
+    """What the network sees of some slices: their neighbours, themselves, the guide, and the noise level.
 
     Args:
         stack: (X, Y, S), in units of the network, cut off at the recipe's limits.
         chosen: Indices of the slices to restore.
         options: Of the recipe.
         level: Noise level in units of the network; None to estimate it around every pixel.
+        guide: The chosen slices from `find_guide`, which is called where they are needed and not given.
 
     Returns:
-        (B, context + noise map, X, Y); beyond the first and last slice those are repeated.
+        (B, context + guide + noise map, X, Y); beyond the first and last slice those are repeated.
     """
     reach = options.context // 2
     around = np.clip(np.asarray(chosen)[:, None] + np.arange(-reach, reach + 1), 0, stack.shape[2] - 1)
     channels = [np.moveaxis(stack[:, :, around], (2, 3), (0, 1))]
+    if options.guide:
+        guide = find_guide(stack, chosen, level) if guide is None else guide
+        channels.append(np.moveaxis(guide, 2, 0)[:, None])
     if options.noise_map:
         middle = stack[:, :, chosen]
         noise = noise_map(middle) if level is None else np.full(middle.shape, level, np.float32)
@@ -141,10 +176,10 @@ def network_input(stack: np.ndarray, chosen: list[int], options: SliceOptions, l
 
 def channels_of(options: SliceOptions, *, colours: int = 1) -> int:
     """Channels that the network must take."""
-    return options.context * colours + int(options.noise_map)
+    return options.context * colours + int(options.guide) + int(options.noise_map)
 
 
 def restored_channels(options: SliceOptions) -> slice:
-    """Which output of the network is the restored slice: the one added to the middle of its context."""
-    middle = options.context // 2
-    return slice(middle, middle + 1)
+    """Which output of the network is the restored slice: the one added to the guide, else to the middle slice."""
+    at = options.context if options.guide else options.context // 2
+    return slice(at, at + 1)

@@ -16,7 +16,7 @@ from medseg_pipelines.pipeline import Pipeline, RunOptions, RunPlan, require_mem
 from medseg_pipelines.recipe import SuperResolutionRecipe
 from medseg_pipelines.results import Result
 from medseg_pipelines.slices import Scaling
-from medseg_pipelines.superresolution_grid import CHANNELS, FinerGrid
+from medseg_pipelines.superresolution_grid import FinerGrid, channels_and_doublings
 from medseg_pipelines.superresolution_steps import finer_plan, refined
 from medseg_pipelines.superresolved import Consistency, FinerResult
 
@@ -30,7 +30,7 @@ class SuperResolution(Pipeline[SuperResolutionRecipe]):
         """What the case will take; one window is run to know the time."""
         finer = FinerGrid.of(case.volume.grid, self.recipe.upscaling)
         layout = finer_plan(finer, self.recipe.upscaling)
-        window = torch.rand((1, CHANNELS[self.recipe.upscaling.axes][0], *layout.window), device=self.device)
+        window = torch.rand((1, channels_and_doublings(self.recipe.upscaling)[0], *layout.window), device=self.device)
         started = monotonic()
         with torch.inference_mode():
             self._predict(window)
@@ -61,7 +61,7 @@ class SuperResolution(Pipeline[SuperResolutionRecipe]):
                 acquired,
                 finer,
                 layout,
-                axes=self.recipe.upscaling.axes,
+                self.recipe.upscaling,
                 device=self.device,
                 progress=report.advance,
             )
@@ -89,4 +89,5 @@ class SuperResolution(Pipeline[SuperResolutionRecipe]):
         scale = 2 if self.recipe.upscaling.axes == "all" else 1
         open_planes = 2 * scale * layout.window[0] * max(voxels // n for n in finer.after.shape)
         window = int(np.prod(layout.window)) * self.recipe.upscaling.bytes_per_voxel
-        return 4 * (_COPIES * voxels + open_planes) + window
+        guide = 3 * int(np.prod(finer.before.shape if scale == 2 else finer.after.shape))  # itself, and to find it
+        return 4 * (_COPIES * voxels + open_planes + guide * self.recipe.upscaling.guide) + window

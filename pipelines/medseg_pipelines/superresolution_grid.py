@@ -16,8 +16,14 @@ from medseg.volume import Grid
 if TYPE_CHECKING:  # bundles have no recipes
     from medseg_pipelines.recipe import Upscaling
 
-CHANNELS = {"all": (1, 1), "slices": (2, 0)}  # channels and doublings of the network, by the kind of super-resolution
+_CHANNELS = {"all": (1, 1), "slices": (2, 0)}  # without a guide, and doublings of the network
 _REACH = 8.0  # finer voxels that the distance to the next slice is told in
+
+
+def channels_and_doublings(upscaling: Upscaling) -> tuple[int, int]:
+    """What the network of a recipe must have."""
+    channels, doublings = _CHANNELS[upscaling.axes]
+    return channels + int(upscaling.guide), doublings
 
 
 @dataclass(frozen=True)

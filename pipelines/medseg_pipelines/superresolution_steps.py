@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor
 
 from medseg.acquisition import along_axes, lanczos_axis
+from medseg.guide import MARGIN, non_local_means, tissue_noise
 from medseg_pipelines import inferers
 from medseg_pipelines.blending import Predict, blended
 from medseg_pipelines.superresolution_grid import FinerGrid, slice_distance
 
 if TYPE_CHECKING:  # bundles have no recipes
     from medseg_pipelines.recipe import Upscaling
+
+_FAINT = 0.0125  # of the brightest tissue; what would be lost with noise as weak as this is worth more
+_PLANES = 40  # of the volume whose guide is found at once
 
 
 def finer_plan(finer: FinerGrid, upscaling: Upscaling) -> inferers.Plan:
@@ -34,8 +39,8 @@ def refined(
     acquired: Tensor,
     finer: FinerGrid,
     layout: inferers.Plan,
+    upscaling: Upscaling,
     *,
-    axes: str,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
@@ -46,28 +51,56 @@ def refined(
         acquired: (X, Y, Z), in units of the network.
         finer: Of the volume.
         layout: From `finer_plan`.
-        axes: "all" or "slices".
+        upscaling: Of the recipe.
         device: Where `predict` wants its input.
         progress: Called with the windows done and all windows; may raise to stop.
 
     Returns:
         (X, Y, Z) on the finer grid, in units of the network.
     """
-    if axes == "all":
-        shape = acquired.shape
+    tick = None if progress is None else partial(progress, 0, layout.tiles)
+    seen = with_guide(acquired, tick) if upscaling.guide else acquired[None]
+    if upscaling.axes == "all":
         return blended(
-            predict, lambda place: acquired[place][None], layout, shape, scale=2, device=device, progress=progress
+            predict,
+            lambda place: seen[(slice(None), *place)],
+            layout,
+            acquired.shape,
+            scale=2,
+            device=device,
+            progress=progress,
         )
     axis = finer.axis
     operators = [
         None if f == 1 else lanczos_axis(n, f).float() for n, f in zip(acquired.shape, finer.factors, strict=True)
     ]
-    stack = along_axes(acquired, operators).movedim(axis, 2)
-    distance = slice_distance(stack.shape[2], finer.factors[axis])
+    stacks = torch.stack([along_axes(volume, operators).movedim(axis, 2) for volume in seen])
+    distance = slice_distance(stacks.shape[3], finer.factors[axis])
 
     def see(place: tuple[slice, ...]) -> Tensor:
-        block = stack[place]
-        return torch.stack((block, distance[place[2]].expand(block.shape)))
+        blocks = stacks[(slice(None), *place)]
+        return torch.cat((blocks, distance[place[2]].expand(1, *blocks.shape[1:])))
 
-    fine = blended(predict, see, layout, stack.shape, device=device, progress=progress)
+    fine = blended(predict, see, layout, stacks.shape[1:], device=device, progress=progress)
     return np.ascontiguousarray(np.moveaxis(fine, 2, axis))
+
+
+def with_guide(acquired: Tensor, tick: Callable[[], None] | None = None) -> Tensor:
+    """What a network with a guide sees.
+
+    Args:
+        acquired: (X, Y, Z) magnitudes, in units of the network.
+        tick: Called every few seconds; may raise to stop.
+
+    Returns:
+        (2, X, Y, Z): by non-local means, and as they are.
+    """
+    level = max(tissue_noise(acquired, air=True) ** 2 - _FAINT**2, 0.0) ** 0.5
+    parts = []
+    for first in range(0, acquired.shape[0], _PLANES):
+        if tick:
+            tick()
+        before = min(first, MARGIN)
+        part = non_local_means(acquired[first - before : first + _PLANES + MARGIN], level)
+        parts.append(part[before : before + _PLANES])
+    return torch.stack((torch.cat(parts), acquired))

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import medseg
 from medseg.errors import Cancelled, InputRefused, UsageError
+from medseg.guide import non_local_means, tissue_noise
 from medseg.volume import Volume
+from medseg_pipelines import slice_restoration
 from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.recipe import Slices
@@ -66,6 +69,17 @@ def test_an_untouched_image_comes_back_exactly(tmp_path: Path) -> None:
     assert np.array_equal(model(image).volume.voxels, image.voxels.astype(np.float32))
 
 
+def test_a_network_with_a_guide_starts_from_non_local_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slice_restoration, "_RUN", 5)  # the guide is found in parts, and shows none
+    model = load_model(build_tiny_restoration(tmp_path, change=0.0, guide=True), device="cpu")
+    image = _noisy_head()
+    scaling = Scaling.of(image.voxels, model.recipe.slices)
+    scaled = torch.from_numpy(scaling.apply(image.voxels))
+    for options, level in (({}, tissue_noise(scaled)), ({"noise": 30.0}, 30.0 / scaling.width)):
+        expected = non_local_means(scaled, level).numpy() * scaling.width
+        np.testing.assert_allclose(_run(model, image, **options).volume.voxels, expected, rtol=0, atol=1e-2)
+
+
 def test_slices_lie_across_the_coarsest_axis() -> None:
     voxels = np.zeros((4, 5, 6))
     assert slice_axis(Volume(voxels, np.diag([5.0, 1, 1, 1]))) == 0
@@ -79,6 +93,9 @@ def test_network_sees_neighbours_and_the_ends_repeated() -> None:
     seen = network_input(stack, [0, 3], Slices(context=3, noise_map=True), level=0.5)
     assert seen.shape == (2, 4, 12, 11)
     assert seen[:, :, 0, 0].tolist() == [[0, 0, 1, 0.5], [2, 3, 3, 0.5]]
+    guide = np.full((12, 11, 2), 7, np.float32)
+    seen = network_input(stack, [0, 3], Slices(context=3, noise_map=True, guide=True), level=0.5, guide=guide)
+    assert seen[:, :, 0, 0].tolist() == [[0, 0, 1, 7, 0.5], [2, 3, 3, 7, 0.5]]
 
 
 def test_scaling_of_ct_is_fixed_and_that_of_mr_follows_the_image() -> None:

@@ -12,16 +12,20 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from medseg import io
+from medseg.acquisition import along_axes, lanczos_axis
+from medseg.degradation import add_rician_noise
 from medseg.errors import InputRefused, UsageError
 from medseg.networks.disgan import doubled
 from medseg.volume import Grid
-from medseg_pipelines import inferers
+from medseg_pipelines import inferers, superresolution_steps
 from medseg_pipelines.blending import blended
 from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.recipe import Upscaling
 from medseg_pipelines.replay import replay
+from medseg_pipelines.slices import Scaling
 from medseg_pipelines.superresolution_grid import FinerGrid, slice_distance
+from medseg_pipelines.superresolution_steps import with_guide
 from tiny_superres import blobs, build_superres_model
 
 ALL = Upscaling(axes="all", acquisition="kspace", window=(16, 16, 16))
@@ -167,6 +171,28 @@ def test_a_branch_that_gives_nothing_leaves_the_interpolation(tmp_path: Path) ->
     image = blobs((16, 15, 14), np.diag([2.0, 2.0, 2.0, 1.0]))
     expected = doubled(torch.from_numpy(image.voxels)[None, None])[0, 0].clamp(min=0)
     np.testing.assert_allclose(model(image).volume.voxels, expected, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("axes", ["all", "slices"])
+def test_a_network_with_a_guide_starts_from_non_local_means(
+    axes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(superresolution_steps, "_PLANES", 7)  # the guide is found in parts, and shows none
+    model = load_model(build_superres_model(tmp_path, axes, guide=True))
+    for parameter in model._network.conv3[2].parameters():
+        torch.nn.init.zeros_(parameter)
+    clean = blobs((16, 15, 14) if axes == "all" else (16, 15, 5), np.diag([2.0, 2.0, 2.0 if axes == "all" else 6, 1]))
+    noisy = add_rician_noise(torch.from_numpy(clean.voxels), 40.0, torch.Generator().manual_seed(0)).numpy()
+    for image in (clean, clean.with_voxels(noisy)):
+        scaling = Scaling.of_percentile(image.voxels, 99.5)
+        seen = with_guide(torch.from_numpy(scaling.apply(image.voxels)))
+        guide, found = seen[0] * scaling.width, model(image).volume.voxels
+        if axes == "all":
+            expected = doubled(guide[None, None])[0, 0]
+        else:
+            expected = along_axes(guide, [None, None, lanczos_axis(5, 3).float()])
+        np.testing.assert_allclose(found, expected.clamp(min=0), rtol=0, atol=1e-2)
+        assert torch.equal(seen[1] * scaling.width, guide) == (image is clean), "faint noise stays"
 
 
 def test_memory_and_options_are_checked(model: Path) -> None:

@@ -44,7 +44,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _model(folder: Path, training: dict[str, Any], **slices: Any) -> Path:
     content = tiny_restoration_recipe(**slices)
-    content["network"]["options"]["in_channels"] = content["slices"]["context"] + int(content["slices"]["noise_map"])
     common = {"kind": "restoration", "steps": 4, "crop": 32, "batch": 2, "learning_rate": 0.01, "warmup": 1, "seed": 3}
     content["training"] = {**common, **training}
     folder.mkdir()
@@ -95,6 +94,19 @@ def test_batches_depend_on_seed_and_number_alone_and_hold_what_the_network_takes
     assert not torch.equal(batch.image, other.image)
     error = (batch.image[:, 1:2] - batch.target).abs().mean()
     assert 0.01 < error < 0.3, "the middle slice of the context is the target with noise"
+
+
+def test_crops_with_a_guide_come_from_slabs_that_a_resumed_run_draws_again(data: Path, tmp_path: Path) -> None:
+    model = _model(tmp_path / "model", MR | {"steps": 30}, guide=True)
+    crops, again = _crops(model, data), _crops(model, data)
+    batches = [crops[number] for number in (0, 25, 26)]
+    assert torch.equal(again[26].image, batches[2].image), "whatever was drawn before"
+    assert len(crops.slabs) <= 8
+    assert batches[0].image.shape == (2, 5, 32, 32)
+    for batch in batches:
+        noisy, guide, good = batch.image[:, 1], batch.image[:, 3], batch.target[:, 0]
+        assert (guide - good).abs().mean() < 0.8 * (noisy - good).abs().mean(), "same place, same orientation"
+    train(model, data, tmp_path / "run", workers=0, seconds=0)
 
 
 def test_held_out_slices_are_never_seen(data: Path, tmp_path: Path) -> None:

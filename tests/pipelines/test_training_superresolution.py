@@ -55,11 +55,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def model_in(folder: Path, axes: str = "all", **training: Any) -> Path:
+def model_in(folder: Path, axes: str = "all", *, guide: bool = False, **training: Any) -> Path:
     options = {"kind": "super-resolution", "images": [{"file": "fine.nii.gz", "held_out": [20, 24]}], "steps": 2}
     options |= {"block": 16, "learning_rate": 0.01, "warmup": 1, "seed": 3} | training
     folder.mkdir()
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(superres_recipe(axes, training=options)), encoding="utf-8")
+    recipe = superres_recipe(axes, training=options, guide=guide)
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(recipe), encoding="utf-8")
     return folder
 
 
@@ -89,6 +90,18 @@ def test_blocks_depend_on_seed_and_number_and_interpolation_is_near_the_truth(
     assert pair.fine.shape == pair.interpolated.shape == (2, 1, *side)
     assert pair.acquired.shape == ((2, 1, 10, 10, 10) if axes == "all" else (2, 2, 18, 18, 20))
     assert (pair.interpolated - pair.fine).abs().mean() < 0.25 * pair.fine.mean()
+
+
+def test_a_guide_is_seen_first_and_is_what_the_network_starts_from(data: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"clean": 0.0, "noise": [0.1, 0.11], "context": 1}
+    pair = blocks_of(model_in(tmp_path / "all", guide=True, **options), data)[0]
+    plain = blocks_of(model_in(tmp_path / "plain", **options), data)[0]
+    assert torch.equal(pair.acquired[:, 1:], plain.acquired)
+    assert torch.equal(pair.fine, plain.fine)
+    assert pair.interpolated.diff(dim=2).abs().mean() < 0.8 * plain.interpolated.diff(dim=2).abs().mean()
+    thin = blocks_of(model_in(tmp_path / "thin", "slices", guide=True, factors=[2], **options), data)[0]
+    assert thin.acquired.shape == (2, 3, 18, 18, 18)
+    assert torch.equal(thin.acquired[:, :1, 1:-1, 1:-1, 1:-1], thin.interpolated)
 
 
 def test_held_out_slices_are_never_seen(data: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseg.guide import non_local_means, tissue_noise
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.slices import PlainSlices, channels_of
 
@@ -31,7 +32,8 @@ class WholeVolume(nn.Module):
         super().__init__()
         self.tile, self.clusters, self.side = tile, clusters, side
         self.bins, self.steps = _BINS, _STEPS  # a compiled method sees nothing of its module
-        self.context, self.noise_map, self.share = options.context, options.noise_map, options.percentile / 100
+        self.context, self.noise_map, self.guide = options.context, options.noise_map, options.guide
+        self.share = options.percentile / 100
         self.low, self.high = options.source if options.source is not None else (0.0, 0.0)
         self.least, self.most = options.limits
         self.register_buffer("weight", ramp(side))
@@ -52,9 +54,10 @@ class WholeVolume(nn.Module):
                 high = max(float(volume.max()), 1e-6)
         seen = ((volume - low) / (high - low)).clamp(self.least, self.most)
         regions = self.regions(seen)
+        guide = non_local_means(seen, tissue_noise(seen)) if self.guide else seen
         found = torch.zeros_like(volume)
         for number in range(volume.shape[2]):
-            found[:, :, number] = self.slice_residual(seen, regions, number)
+            found[:, :, number] = self.slice_residual(seen, guide, regions, number)
         return volume + found * (high - low)
 
     def regions(self, seen: Tensor) -> Tensor:
@@ -73,12 +76,14 @@ class WholeVolume(nn.Module):
             centres = torch.where(mass > 0, sums / mass.clamp(min=1.0), centres)
         return nearest[bins]
 
-    def slice_residual(self, seen: Tensor, regions: Tensor, number: int) -> Tensor:
+    def slice_residual(self, seen: Tensor, guide: Tensor, regions: Tensor, number: int) -> Tensor:
         """(X, Y): what is added to one slice, tiles blended."""
         reach = self.context // 2
         around = torch.arange(number - reach, number + reach + 1, device=seen.device).clamp(0, seen.shape[2] - 1)
         channels = [seen.index_select(2, around).permute(2, 0, 1)]
         middle = seen[:, :, number]
+        if self.guide:
+            channels.append(guide[:, :, number][None])
         if self.noise_map:
             across = middle[:-2] - 2 * middle[1:-1] + middle[2:]
             detail = (across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]) / 6

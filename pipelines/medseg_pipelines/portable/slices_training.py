@@ -16,7 +16,7 @@ from medseg.losses import focal_region_loss
 from medseg_pipelines.portable.slices import regions_from
 from medseg_pipelines.portable.volumes import plain_tensor, require_one_grid
 from medseg_pipelines.slice_restoration import SliceStack
-from medseg_pipelines.slices import PlainSlices, network_input, stacked
+from medseg_pipelines.slices import PlainSlices, find_guide, network_input, stacked
 
 
 class LoadSlicesd(MapTransform):
@@ -33,7 +33,8 @@ class LoadSlicesd(MapTransform):
         self.how = regions_from(partition)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Paths at `image` and `label` become (X, Y, S) float32 in units of the network; `regions` the same, int32.
+        """Paths at `image` and `label` become (X, Y, S) float32 in units of the network; `regions` the same, int32,
+        and `guide` where the network sees one.
 
         Raises:
             InputRefused: A file is damaged, too small, or the two lie on different grids.
@@ -43,6 +44,8 @@ class LoadSlicesd(MapTransform):
         stack = SliceStack.of(image, self.slices)
         good = stack.scaling.apply(stacked(target.voxels, stack.axis))
         found = {"image": stack.voxels, "label": good, "regions": stack.regions(self.how)}
+        if self.slices.guide:
+            found["guide"] = find_guide(stack.voxels, list(range(stack.count)))
         return {**data, **{name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in found.items()}}
 
 
@@ -61,7 +64,7 @@ class RandSliced(RandomizableTransform, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """What `LoadSlicesd` gives to `image` (C + 1, crop, crop) and `label` (2, crop, crop), target and regions."""
-        names = ("image", "label", "regions")
+        names = ("image", "label", "regions", *(["guide"] if self.slices.guide else []))
         stacks = [_mirrored(np.asarray(data[name]), self.crop) for name in names]
         width, height, depth = stacks[0].shape
         x, y, middle = (int(self.R.randint(n)) for n in (width - self.crop + 1, height - self.crop + 1, depth))
@@ -69,9 +72,10 @@ class RandSliced(RandomizableTransform, MapTransform):
         reach = self.slices.context // 2
         around = np.clip(np.arange(middle - reach, middle + reach + 1), 0, depth - 1)
         crops = [np.rot90(each[x : x + self.crop, y : y + self.crop, around], turns) for each in stacks]
-        degraded, target, regions = (np.ascontiguousarray(each[::-1] if flip else each) for each in crops)
+        degraded, target, regions, *guide = (np.ascontiguousarray(each[::-1] if flip else each) for each in crops)
         ids = torch.from_numpy(regions[None, :, :, reach].astype(np.float32))
-        seen = network_input(degraded, [reach], self.slices)[0]
+        clean = guide[0][:, :, reach : reach + 1] if guide else None
+        seen = network_input(degraded, [reach], self.slices, guide=clean)[0]
         good = torch.from_numpy(target[None, :, :, reach].astype(np.float32))
         return {"image": torch.cat((seen, ids)), "label": torch.cat((good, ids))}
 

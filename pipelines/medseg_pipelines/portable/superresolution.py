@@ -48,7 +48,7 @@ class FinerVoxels(Inferer):
         scaling = Scaling.of_percentile(volume.voxels, self.upscaling.percentile)
         acquired = torch.from_numpy(scaling.apply(volume.voxels))
         layout = finer_plan(finer, self.upscaling)
-        found = refined(predict, acquired, finer, layout, axes=self.upscaling.axes, device=inputs.device)
+        found = refined(predict, acquired, finer, layout, self.upscaling, device=inputs.device)
         fine = torch.from_numpy(found)
         if float(volume.voxels.min()) >= 0:
             fine.clamp_(min=0)  # a magnitude stays one

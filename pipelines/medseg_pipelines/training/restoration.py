@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -12,24 +11,26 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from medseg.degradation import add_rician_noise, low_dose_noise, smooth_field
+from medseg.degradation import low_dose_noise
 from medseg.errors import InputRefused, UsageError
 from medseg.geometry import to_ras
 from medseg.io import read
 from medseg.losses import focal_region_loss
 from medseg.networks.rat import RAT
-from medseg.partition import partition
 from medseg_pipelines.recipe import RestorationRecipe, Slices
-from medseg_pipelines.regions import partitioner
-from medseg_pipelines.slices import Scaling, channels_of, network_input, restored_channels, slice_axis, stacked
+from medseg_pipelines.slices import (
+    Scaling,
+    channels_of,
+    restored_channels,
+    slice_axis,
+    stacked,
+)
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Optimisation, Section, Trainer
+from medseg_pipelines.training.restoration_crops import Batch, Crops, Stack
 
 _BODY = -300.0  # HU; the level of CT noise is stated inside the body
-_TRIES = 4  # draws of a place until it holds more than background
-_SOMETHING = 0.2  # of the scaled range between the darkest and the brightest pixel
 _DRAWS = 4  # noise patterns drawn per slice of a CT; flips and places make many of each
 
 
@@ -39,6 +40,7 @@ class Source(Section):
     file: str  # below the data folder
     held_out: tuple[int, int] | None = None  # slices first to last - 1 that training never sees, from the feet up
     planes: Literal["slices", "all"] = "slices"  # "all": of an isotropic volume also those along the other two axes
+    repeat: int = Field(default=1, ge=1)  # times that it is among the images to draw from
     zooms: tuple[float, ...] = (1.0,)  # enlargements within the slices, each one more stack: finer pixels than scanned
 
 
@@ -73,124 +75,6 @@ class RestorationOptions(Optimisation):
         if bool(self.images) == bool(self.pairs) or bool(self.images) != bool(self.noise):
             raise ValueError("give either images with noise, or pairs")
         return self
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Crops as the network sees them.
-
-    Attributes:
-        image: (B, C, H, W).
-        target: (B, 1, H, W).
-        regions: (B, H, W), int64.
-    """
-
-    image: Tensor
-    target: Tensor
-    regions: Tensor
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Slices to learn from, in units of the network.
-
-    Attributes:
-        target: (X, Y, S), good.
-        degraded: (X, Y, S), where a pair says so.
-        noise: Patterns of CT noise with standard deviation 1 inside the body, (draws, X, Y, S).
-    """
-
-    target: np.ndarray
-    degraded: np.ndarray | None = None
-    noise: np.ndarray | None = None
-
-
-class Crops(Dataset[Batch]):
-    """Batch number n of a training: drawn from the seed and n alone.
-
-    Args:
-        stacks: To draw from, each with the same chance.
-        options: The training section.
-        recipe: Whose slices and regions these are.
-    """
-
-    def __init__(self, stacks: list[Stack], options: RestorationOptions, recipe: RestorationRecipe) -> None:
-        self.stacks, self.options, self.slices = stacks, options, recipe.slices
-        self.how = partitioner(recipe.partition.kind, recipe.partition.options)
-        width = 1.0 if recipe.slices.source is None else recipe.slices.source[1] - recipe.slices.source[0]
-        self.unit = 1.0 if options.noise is None or options.noise.kind == "rician" else 1 / width
-
-    def __len__(self) -> int:
-        return self.options.steps
-
-    def __getitem__(self, step: int) -> Batch:
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + step)
-        crops = [self._crop(generator) for _ in range(self.options.batch)]
-        image, target, regions = (torch.stack(column) for column in zip(*crops, strict=True))
-        return Batch(image, target, regions)
-
-    def _crop(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        stack = self.stacks[_below(len(self.stacks), generator)]
-        reach = self.slices.context // 2
-        place = self._place(stack.target, generator)
-        target = self._contrast(stack.target[place], generator)
-        if stack.degraded is not None:
-            degraded = stack.degraded[place]
-        elif stack.noise is not None:
-            degraded = (
-                target + np.float32(self._level(generator)) * stack.noise[_below(len(stack.noise), generator)][place]
-            )
-        else:
-            degraded = self._rician(target, generator)
-        way = _below(8, generator)
-        target, degraded = _turned(target, way), np.clip(_turned(degraded, way), *self.slices.limits)
-        image = network_input(degraded, [reach], self.slices)[0]
-        regions = partition(degraded[:, :, reach : reach + 1], self.how)[:, :, 0]
-        return image, torch.from_numpy(target[None, :, :, reach].copy()), torch.from_numpy(regions).long()
-
-    def _place(self, stack: np.ndarray, generator: torch.Generator) -> tuple[slice, slice, np.ndarray]:
-        """A square in a slice that holds more than background, and the slices around it."""
-        width, height, depth = stack.shape
-        side, reach = self.options.crop, self.slices.context // 2
-        middle = x = y = 0
-        for _ in range(_TRIES):
-            middle, x, y = (_below(n, generator) for n in (depth, width - side + 1, height - side + 1))
-            if np.ptp(stack[x : x + side, y : y + side, middle]) > _SOMETHING:
-                break
-        around = np.clip(np.arange(middle - reach, middle + reach + 1), 0, depth - 1)
-        return slice(x, x + side), slice(y, y + side), around
-
-    def _level(self, generator: torch.Generator) -> float:
-        """A noise level in units of the network, all magnitudes with the same chance."""
-        assert self.options.noise is not None
-        low, high = (np.log(v * self.unit) for v in self.options.noise.level)
-        return float(np.exp(low + (high - low) * float(torch.rand((), generator=generator))))
-
-    def _rician(self, target: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        level: Tensor | float = self._level(generator)
-        if bool(torch.rand((), generator=generator) < 0.5):
-            level = level * smooth_field((target.shape[0], target.shape[1]), 0.6, 1.8, generator)[:, :, None]
-        return add_rician_noise(torch.from_numpy(target), level, generator).numpy()
-
-    def _contrast(self, target: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """Other grey values for the same anatomy: bent, inverted inside the head, scaled."""
-        chance, bend, scale = torch.rand(3, generator=generator).tolist()
-        if chance >= self.options.contrast:
-            return target
-        positive = np.clip(target, 0, None)
-        if chance < 0.3 * self.options.contrast:
-            positive = np.clip(1.05 - positive, 0, None) * np.clip(positive / 0.1, 0, 1)
-        return (positive ** np.float32(0.6 + 0.9 * bend) * np.float32(0.6 + 0.8 * scale)).astype(np.float32)
-
-
-def _below(count: int, generator: torch.Generator) -> int:
-    return int(torch.randint(max(1, count), (), generator=generator))
-
-
-def _turned(crop: np.ndarray, way: int) -> np.ndarray:
-    """One of the eight turns and flips of a square crop, (X, Y, S)."""
-    turned = np.rot90(crop, way % 4)
-    return np.ascontiguousarray(turned[::-1] if way >= 4 else turned)
 
 
 def paired_files(data: Path, pairs: Pairs) -> list[Path]:
@@ -283,7 +167,7 @@ class RestorationCourse(Course[RestorationOptions]):
         """Crops of all slices that training may see."""
         if self.options.pairs is None:
             pairs = zip(files, self.options.images, strict=True)
-            stacks = [stack for path, source in pairs for stack in self._degradable(path, source)]
+            stacks = [stack for path, source in pairs for stack in self._degradable(path, source) * source.repeat]
         else:
             half = len(files) // 2
             stacks = [self._pair(a, b) for a, b in zip(files[:half], files[half:], strict=True)]

@@ -19,9 +19,10 @@ from medseg.geometry import to_ras
 from medseg.io import read
 from medseg.networks.disgan import LOBES, Generator
 from medseg.synthesis import Subject, SynthesisOptions, Tissue, synthesise
-from medseg_pipelines.recipe import SuperResolutionRecipe, load_recipe
+from medseg_pipelines.recipe import SuperResolutionRecipe, Upscaling, load_recipe
 from medseg_pipelines.slices import Scaling
-from medseg_pipelines.superresolution_grid import CHANNELS, slice_distance
+from medseg_pipelines.superresolution_grid import channels_and_doublings, slice_distance
+from medseg_pipelines.superresolution_steps import with_guide
 from medseg_pipelines.training.adversarial import Adversarial, AdversarialTrainer
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Optimisation, Section
@@ -100,13 +101,18 @@ class Blocks(Dataset[Pair]):
         real: Fine volumes, scaled, (X, Y, Z) each.
         synthetic: Likewise.
         options: The training section.
-        through_plane: Whether only one axis is acquired coarser, the last of each block.
+        upscaling: Of the recipe; where only slices become thinner, the last axis of each block is acquired coarser.
     """
 
     def __init__(
-        self, real: list[np.ndarray], synthetic: list[np.ndarray], options: SuperResolutionOptions, through_plane: bool
+        self,
+        real: list[np.ndarray],
+        synthetic: list[np.ndarray],
+        options: SuperResolutionOptions,
+        upscaling: Upscaling,
     ) -> None:
-        self.real, self.synthetic, self.options, self.through_plane = real, synthetic, options, through_plane
+        self.real, self.synthetic, self.options = real, synthetic, options
+        self.through_plane, self.guide = upscaling.axes == "slices", upscaling.guide
 
     def __len__(self) -> int:
         return self.options.steps + self.options.adversarial.steps
@@ -132,18 +138,17 @@ class Blocks(Dataset[Pair]):
         acquired = along_axes(fine, self._operators(draw, fine.shape, steps))
         noise = 0.0 if draw.chance(self.options.clean) else draw.logarithmic(*self.options.noise)
         acquired = add_rician_noise(acquired, noise, draw.generator)  # a magnitude even without noise
+        seen, scale = with_guide(acquired) if self.guide else acquired[None], factor
         lobes = 3 if self.through_plane else LOBES
-        interpolated = along_axes(
-            acquired,
-            [
-                None if k == 1 else lanczos_axis(n, k, lobes=lobes).float()
-                for n, k in zip(acquired.shape, steps, strict=True)
-            ],
-        )
-        seen, scale = acquired[None], factor
+        operators = [
+            None if k == 1 else lanczos_axis(n, k, lobes=lobes).float()
+            for n, k in zip(acquired.shape, steps, strict=True)
+        ]
+        interpolated = along_axes(seen[0], operators)  # what the network starts from
         if self.through_plane:
             distance = slice_distance(fine.shape[2], factor).expand(fine.shape)
-            seen, scale = torch.stack((interpolated, distance)), 1
+            rest = [along_axes(volume, operators) for volume in seen[1:]]
+            seen, scale = torch.stack((interpolated, *rest, distance)), 1
         cut = [m // scale - context for m in margin]
         return _inner(seen, cut), _inner(interpolated[None], margin), _inner(fine[None], margin)
 
@@ -236,7 +241,7 @@ class SuperResolutionCourse(Course[SuperResolutionOptions]):
         network, recipe = self.network(), self._recipe()
         if not isinstance(network, Generator):
             raise UsageError(f"training 'super-resolution' needs the network disgan, got '{recipe.network.name}'")
-        channels, doublings = CHANNELS[recipe.upscaling.axes]
+        channels, doublings = channels_and_doublings(recipe.upscaling)
         found = (network.conv1.module.in_channels, network.num_upsample)
         if found != (channels, doublings):
             raise UsageError(
@@ -260,7 +265,7 @@ class SuperResolutionCourse(Course[SuperResolutionOptions]):
         synthetic = self._drawn(files[count:])
         if not real and not synthetic:
             raise InputRefused("volumes of the training hold nothing but background or held-out slices")
-        return Blocks(real, synthetic, self.options, self._recipe().upscaling.axes == "slices")
+        return Blocks(real, synthetic, self.options, self._recipe().upscaling)
 
     def _recipe(self) -> SuperResolutionRecipe:
         if not isinstance(self.recipe, SuperResolutionRecipe):

@@ -16,7 +16,7 @@ from medseg_pipelines.portable.superresolution import FinerVoxels
 from medseg_pipelines.portable.volumes import LoadVolumed
 from medseg_pipelines.recipe import SuperResolutionRecipe, recipe_folder
 from medseg_pipelines.superresolution import SuperResolution
-from medseg_pipelines.superresolution_grid import CHANNELS
+from medseg_pipelines.superresolution_grid import channels_and_doublings
 
 _EQUAL = 1e-5  # of the range of the grey values
 _SPECIMENS = {"all": ((18, 16, 14), (1.0, 1.2, 1.1)), "slices": ((18, 16, 4), (1.0, 1.1, 4.0))}  # voxels and mm
@@ -44,11 +44,13 @@ class SuperResolutionKind(Kind[SuperResolutionRecipe]):
 
     def data_format(self, *, script: bool) -> Part:
         """Windows in units of the network."""
-        channels, doublings = CHANNELS[self.recipe.upscaling.axes]
+        channels, doublings = channels_and_doublings(self.recipe.upscaling)
         window = self.recipe.upscaling.window
         form = {"type": "image", "format": "magnitude", "modality": self.recipe.scope.modalities[0]}
         patch = {"dtype": "float32", "is_patch_data": True, "value_range": []}
-        seen = ["acquired volume"] if channels == 1 else ["interpolated volume", "distance from the acquired slice"]
+        seen = ["acquired volume"] if doublings else ["interpolated volume", "distance from the acquired slice"]
+        if self.recipe.upscaling.guide:
+            seen.insert(0, f"{seen[0]} by non-local means")
         names = {str(number): name for number, name in enumerate(seen)}
         finer = {"num_channels": 1, "channel_def": {"0": "finer volume"}}
         shape = [side * 2**doublings for side in window]
@@ -80,7 +82,7 @@ class SuperResolutionKind(Kind[SuperResolutionRecipe]):
 
     def sample(self, seed: int) -> Tensor:
         """A window."""
-        channels, _ = CHANNELS[self.recipe.upscaling.axes]
+        channels, _ = channels_and_doublings(self.recipe.upscaling)
         shape = (1, channels, *self.recipe.upscaling.window)
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 

@@ -1,0 +1,77 @@
+"""Non-local means and the noise level that it needs: against scikit-image's way, plain sums and known noise."""
+
+import numpy as np
+import pytest
+import torch
+
+from medseg.degradation import add_rician_noise
+from medseg.guide import MARGIN, mirrored, non_local_means, tissue_noise
+
+
+def _halves(shape: tuple[int, int, int] = (22, 20, 18)) -> torch.Tensor:
+    clean = torch.full(shape, 60.0)
+    clean[shape[0] // 2 :] = 100.0
+    return clean
+
+
+def _noisy(level: float) -> torch.Tensor:
+    return add_rician_noise(_halves(), level, torch.Generator().manual_seed(1))
+
+
+def _plain(image: np.ndarray, at: tuple[int, int, int], level: float) -> float:
+    """The mean of one voxel, written out: patches of 5, three voxels to each side, 0.8 noise levels."""
+
+    def patch(x: int, y: int, z: int) -> np.ndarray:
+        return image[x - 2 : x + 3, y - 2 : y + 3, z - 2 : z + 3]
+
+    total = weights = 0.0
+    for step in np.ndindex(7, 7, 7):
+        other = tuple(a + s - 3 for a, s in zip(at, step, strict=True))
+        apart = float(np.mean((patch(*at) - patch(*other)) ** 2))
+        weight = np.exp(-max(0.0, apart - 2 * level**2) / (0.8 * level) ** 2)
+        if weight > np.exp(-5):
+            total, weights = total + weight * image[other], weights + weight
+    return total / weights
+
+
+def test_each_voxel_is_the_mean_of_those_whose_surroundings_look_alike() -> None:
+    image = _noisy(8.0)
+    found, plain = non_local_means(image, 8.0), image.double().numpy()
+    for at in ((6, 7, 8), (10, 10, 9), (11, 9, 7), (14, 6, 6)):
+        assert float(found[at]) == pytest.approx(_plain(plain, at, 8.0), rel=1e-5)
+
+
+def test_blocks_and_mirrored_ends_change_nothing() -> None:
+    image = _noisy(8.0)
+    whole = non_local_means(image, 8.0)
+    torch.testing.assert_close(non_local_means(image, 8.0, block=14), whole, rtol=1e-5, atol=1e-4)
+    index = [mirrored(n, MARGIN) for n in image.shape]
+    wide = image[index[0]][:, index[1]][:, :, index[2]]
+    inner = non_local_means(wide, 8.0)[MARGIN:-MARGIN, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    torch.testing.assert_close(inner, whole, rtol=1e-5, atol=1e-4)
+    assert non_local_means(image[:, :, :1], 8.0).shape == (22, 20, 1), "fewer voxels than a patch has"
+
+
+def test_noise_goes_and_the_edge_stays() -> None:
+    image = _noisy(5.0)
+    found = non_local_means(image, 5.0) - _halves()
+    assert float(found.std()) < 0.35 * float((image - _halves()).std())
+    assert float(found[9:13].mean(dim=(1, 2)).abs().max()) < 1.5, "an edge of 40"
+    assert torch.equal(non_local_means(image, 0.0), image)
+
+
+@pytest.mark.parametrize("level", [2.0, 10.0])
+def test_level_is_that_of_the_tissue_and_not_of_the_air(level: float) -> None:
+    clean = torch.zeros(48, 40, 12)
+    clean[16:40, 10:36] = 100.0
+    clean[24:30, 16:24] = 160.0
+    image = add_rician_noise(clean, level, torch.Generator().manual_seed(2))
+    assert tissue_noise(image) == pytest.approx(level, rel=0.06)
+    assert tissue_noise(image[:, :, :1]) == pytest.approx(level, rel=0.15)
+    assert tissue_noise(torch.zeros(8, 8, 8)) == 0.0
+
+
+def test_both_compile_to_the_same() -> None:
+    image = _noisy(6.0)[:12, :12, :10].contiguous()
+    assert torch.jit.script(tissue_noise)(image) == tissue_noise(image)
+    torch.testing.assert_close(torch.jit.script(non_local_means)(image, 6.0), non_local_means(image, 6.0))
