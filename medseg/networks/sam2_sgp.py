@@ -215,7 +215,8 @@ class Sam2Sgp(Sam2Parts):
         sparse, dense = self.sam_prompt_encoder(grid, masks=matched)
         finer = (features.fine, features.middle)
         first = self.sam_mask_decoder.drawing(embedding, places, sparse, dense, finer)
-        pseudo, _ = first.single(training=self.training)
+        # Training draws the first mask only; the others are SAM 2's, and a network with a matcher starts without them.
+        pseudo, _ = first.single(training=self.training or matched is not None)
         if matched is not None:
             pseudo = pseudo + matched
         side = PATCH * grid[0]

@@ -68,8 +68,15 @@ class Matcher(nn.Module):
             nn.Conv2d(width, width, kernel_size=3, padding=1),
         )
         self.log_sharpness = nn.Parameter(torch.tensor(3.2))  # of the cosine; about 25 at first
-        self.trust = nn.Parameter(torch.tensor([1.0, 0.0]))  # slope and offset of the match's logits
+        self.trust = nn.Parameter(torch.tensor([1.0, 1.2]))  # slope, offset of its logits: 1/4 becomes an even chance
         self.kept = nn.Parameter(torch.tensor(1.0))  # how much of the pseudo mask the result starts from
+
+    @staticmethod
+    def silence(heads: nn.Module) -> None:
+        """Let the last layers of a decoder's heads draw nothing at first, so that training starts from the match."""
+        for head in heads.children():
+            for parameter in list(head.parameters())[-2:]:
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Features) -> Tensor:
         """Descriptors of length 1, (B, P, D)."""

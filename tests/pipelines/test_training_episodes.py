@@ -64,7 +64,7 @@ def test_a_run_learns_from_tasks_and_leaves_a_model(data: Path, tmp_path: Path) 
 
 
 def test_step_n_depends_on_the_seed_and_n_alone_and_never_asks_for_what_is_unnamed(data: Path, tmp_path: Path) -> None:
-    course = course_of(_model(tmp_path / "model", invented=0.0))
+    course = course_of(_model(tmp_path / "model", stages=[stage | {"invented": 0.0} for stage in TRAINING["stages"]]))
     files = course.files(data)
     first, again = (course.images(files)[1] for _ in range(2))
     assert torch.equal(first.examples, again.examples)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from medseg.episodes import (
@@ -32,7 +33,8 @@ from medseg.synthesis import SynthesisOptions, Tissue, prepare_subject
 from medseg_pipelines.training.course import Course
 from medseg_pipelines.training.loop import Optimisation, Section, Trainer, learning_rate_at
 
-_EPOCHS = 40  # that the schedule of the published loss counts in one run
+_EPOCHS = 40  # that the schedule of the published loss counts in one stage
+_OUT = -20.0  # logit of a place that is certainly left out
 
 
 class TissueOptions(Section):
@@ -56,6 +58,7 @@ class SupportStage(Section):
     side: int = Field(ge=32)  # pixels
     learn: Literal["matching", "masks"] = "masks"
     rate: float = Field(default=1.0, gt=0)  # times the learning rate of the run
+    invented: float = Field(default=0.5, ge=0, le=1)  # share of tasks on anatomies that never were
 
 
 class SupportOptions(Optimisation):
@@ -69,7 +72,6 @@ class SupportOptions(Optimisation):
     tasks: int = Field(default=2, ge=1)  # per step
     examples: tuple[int, int] = (3, 5)  # per task, fewest and most; each is also a query to the others
     queries: int = Field(default=2, ge=1)  # further ones per task, where the structure may be missing
-    invented: float = Field(default=0.5, ge=0, le=1)  # share of tasks on anatomies that never were
     sequences: float = Field(default=0.4, ge=0, le=1)  # share of steps whose queries are neighbouring slices
     loss: Literal["guided", "released"] = "guided"
     synthesis: dict[str, Any] = Field(default_factory=dict)
@@ -145,16 +147,18 @@ class TaskSampler(Dataset[Tasks]):
         chance = float(torch.rand((), generator=generator))
         sequence = stage.learn == "masks" and chance < self.options.sequences
         how = EpisodeOptions(**self.options.episodes, side=stage.side)
-        drawn = [self._task(how, examples, sequence, generator) for _ in range(self.options.tasks)]
+        drawn = [self._task(stage, how, examples, sequence, generator) for _ in range(self.options.tasks)]
         images, masks, parts = (torch.stack(column) for column in zip(*drawn, strict=True))
         shown, asked = slice(None, examples), slice(examples, None)
         return Tasks(
             *(x[:, which, None] for which in (shown, asked) for x in (images, masks)), sequence=sequence, parts=parts
         )
 
-    def _task(self, how: EpisodeOptions, examples: int, sequence: bool, generator: torch.Generator) -> Episode:
+    def _task(
+        self, stage: SupportStage, how: EpisodeOptions, examples: int, sequence: bool, generator: torch.Generator
+    ) -> Episode:
         counts = {"examples": examples, "queries": self.options.queries, "generator": generator, "sequence": sequence}
-        if float(torch.rand((), generator=generator)) < self.options.invented:
+        if float(torch.rand((), generator=generator)) < stage.invented:
             return draw_invented(self.synthesis, how, **counts)
         axis = int(torch.randint(3, (), generator=generator))
         structure = draw_structure(self.anatomies, self.tissues, self.asked, how, axis=axis, generator=generator)
@@ -191,6 +195,9 @@ class SupportTrainer(Trainer):
     network: Sam2Sgp
 
     def __init__(self, network: Sam2Sgp, options: SupportOptions, *, device: str = "cpu") -> None:
+        if network.matcher is not None:
+            network.matcher.silence(network.sam_mask_decoder.output_hypernetworks_mlps)
+            network.matcher.silence(network.mask_decoder2.output_hypernetworks_mlps2)
         super().__init__(network, options, total=options.steps, device=device)
         self.options = options
 
@@ -198,6 +205,10 @@ class SupportTrainer(Trainer):
         """Of this step of its stage."""
         stage, at = self.options.stage(self.step)
         return stage.rate * learning_rate_at(at, stage.steps, self.options)
+
+    def age(self) -> int:
+        """Steps of this stage."""
+        return self.options.stage(self.step - 1)[1] + 1
 
     def learn(self, sample: Tasks) -> float:
         """One step of what its stage teaches; returns its loss."""
@@ -232,27 +243,37 @@ class SupportTrainer(Trainer):
         )
         tasks, count = examples.shape[:2]
         network, after = self.network, queries.shape[1]
+        nameless = (sample.parts < 0).to(self.device)
+        shown, later = nameless[:, :count], nameless[:, count:]
         with self.autocast():
             known = network.features(_coloured(examples))
             asked = network.features(_coloured(queries))
             support = network.support_of(known, outlines.flatten(0, 1))
             number = torch.arange(tasks * count, device=examples.device).unflatten(0, (tasks, count))
             found = network.segment(known, support.chosen(_others(number)))
-            losses = [self._judged(found, outlines.flatten(0, 1))] * count
+            losses = [self._judged(found, outlines.flatten(0, 1), shown.flatten(0, 1))] * count
             recalled = support.chosen(number[:, 1:])
             bank: list[Memories] = []
             for place in range(after) if sample.sequence else ():
                 found = network.segment(asked.of(slice(place, None, after)), recalled.behind(bank))
                 bank.append(network.remember(network.memory(found.embedding, found.logits)))
-                losses.append(self._judged(found, targets[:, place]))
+                losses.append(self._judged(found, targets[:, place], later[:, place]))
             if not sample.sequence:
                 found = network.segment(asked, support.chosen(number[:, 1:].repeat_interleave(after, dim=0)))
-                losses += [self._judged(found, targets.flatten(0, 1))] * after
+                losses += [self._judged(found, targets.flatten(0, 1), later.flatten(0, 1))] * after
         return torch.stack(losses).mean()
 
-    def _judged(self, found: Segmented, target: Tensor) -> Tensor:
+    def _judged(self, found: Segmented, target: Tensor, nameless: Tensor) -> Tensor:
+        """The loss of a batch; places without a name, (B, side, side), count as rightly left out.
+
+        No task asks for them: a network that learned to leave them out would never outline what it was not taught.
+        """
         stage, at = self.options.stage(self.step)
         epoch = at * _EPOCHS // stage.steps
+        found = found._replace(
+            logits=found.logits.masked_fill(nameless[:, None], _OUT),
+            pseudo=found.pseudo.masked_fill(F.max_pool2d(nameless[:, None].float(), CELL) > 0, _OUT),
+        )
         if self.options.loss == "released":
             return released_loss(found.logits, target, epoch)
         return guided_loss(found, target, epoch)

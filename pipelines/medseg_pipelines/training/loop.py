@@ -122,12 +122,17 @@ class Trainer(ABC):
         """Take the step of the optimiser, and the average along."""
         self.optimizer.step()
         self.step += 1
-        keep = min(self._optimisation.average, self.step / (self.step + 10))  # forget the random start quickly
+        age = self.age()
+        keep = min(self._optimisation.average, age / (age + 10))  # forget the random start quickly
         for name, value in self.network.state_dict().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - keep)
             else:  # a norm counts its batches
                 self.average[name].copy_(value)
+
+    def age(self) -> int:
+        """Steps since what is learned now began."""
+        return self.step
 
     def autocast(self) -> torch.autocast:
         """bfloat16 for the products of the network, where that saves time."""
