@@ -320,7 +320,7 @@ def haar3d_project(
     """
     if x.ndim != 5 or x.shape[2] % 2 or x.shape[3] % 2 or x.shape[4] % 2:
         raise ValueError(f"x must be (B, C, D, H, W) with even D, H and W, got {list(x.shape)}; pad it first")
-    if x.device.type == "cpu" and x.shape[1] <= _FEW and torch.is_grad_enabled() and not is_recorded():
+    if _transforms_first(x):
         bands = haar3d(x)
         low, high = bands[:, : x.shape[1]], bands[:, x.shape[1] :]
         return F.conv3d(low, low_weight, low_bias), F.conv3d(high, high_weight, high_bias)
@@ -330,6 +330,11 @@ def haar3d_project(
     weight = ihaar3d_reference(torch.cat((low, high)))
     out = F.conv3d(x, weight, _joined(low_weight, low_bias, high_weight, high_bias), stride=2)
     return out[:, : low.shape[0]], out[:, low.shape[0] :]
+
+
+def _transforms_first(x: Tensor, few: int = _FEW) -> bool:  # a default, since scripts know no names of a module
+    """Whether few channels are trained on a CPU; never where calls are recorded."""
+    return x.device.type == "cpu" and x.shape[1] <= few and torch.is_grad_enabled() and not is_recorded()
 
 
 def _joined(low_weight: Tensor, low_bias: Tensor | None, high_weight: Tensor, high_bias: Tensor | None) -> Tensor:

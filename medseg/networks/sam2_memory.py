@@ -39,24 +39,27 @@ def axial_rotations(side: int, width: int, theta: float = 10_000.0) -> tuple[Ten
     Returns:
         Two tensors (g * g, D / 2), tokens row by row; shared, so not to be written to.
     """
-    speed = theta ** -(torch.arange(0, width, 4, dtype=torch.float64) / width)
-    at = torch.arange(side * side)
-    angle = torch.cat(((at % side)[:, None] * speed, (at // side)[:, None] * speed), dim=1)
-    return angle.cos().float(), angle.sin().float()
+    with torch.inference_mode(mode=False):  # a run may come first, a training later: both read the same tensors
+        speed = theta ** -(torch.arange(0, width, 4, dtype=torch.float64) / width)
+        at = torch.arange(side * side)
+        angle = torch.cat(((at % side)[:, None] * speed, (at // side)[:, None] * speed), dim=1)
+        return angle.cos().float(), angle.sin().float()
 
 
 @lru_cache(maxsize=8)
 def sine_places(grid: tuple[int, int], channels: int) -> Tensor:
     """Fixed code of each place: sines and cosines of its row, then of its column, (1, C, H, W); shared."""
     half = channels // 2
-    slow = 10_000.0 ** (2 * torch.div(torch.arange(half), 2, rounding_mode="floor").double() / half)
-    parts = []
-    for size in grid:
-        place = 2 * torch.pi * torch.arange(1, size + 1, dtype=torch.float64) / (size + 1e-6)
-        angle = place[:, None] / slow
-        parts.append(torch.where(torch.arange(half) % 2 == 0, angle.sin(), angle.cos()).float())
-    rows, columns = parts
-    return torch.cat((rows[:, None].expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)), 2).permute(2, 0, 1)[None]
+    with torch.inference_mode(mode=False):  # as above
+        slow = 10_000.0 ** (2 * torch.div(torch.arange(half), 2, rounding_mode="floor").double() / half)
+        parts = []
+        for size in grid:
+            place = 2 * torch.pi * torch.arange(1, size + 1, dtype=torch.float64) / (size + 1e-6)
+            angle = place[:, None] / slow
+            parts.append(torch.where(torch.arange(half) % 2 == 0, angle.sin(), angle.cos()).float())
+        rows, columns = parts
+        square = torch.cat((rows[:, None].expand(-1, grid[1], -1), columns.expand(grid[0], -1, -1)), dim=2)
+        return square.permute(2, 0, 1)[None]
 
 
 class RoPEAttention(nn.Module):
