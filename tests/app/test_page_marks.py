@@ -91,6 +91,7 @@ def test_a_support_set_is_made_used_and_its_result_judged(site: Site, tmp_path: 
     page.tab.wait_for_selector("text=rejected by hand and left out: small ball (not there)")
     assert page.tab.locator("table.structures tbody th").all_inner_texts() == ["large ball"]
     page.tab.click("#ms-example")
+    page.tab.wait_for_selector(".basket li")
     assert page.tab.locator(".basket li").count() == 1, "a result becomes a case"
     page.tab.click("text='Remove balls'")
     page.tab.click("dialog >> text='Delete'")
