@@ -302,9 +302,10 @@ def test_export_keeps_nothing_that_failed(model_folder: Path, tmp_path: Path, qu
 
 
 @pytest.mark.usefixtures("quick")
-def test_export_to_a_zip(model_folder: Path, tmp_path: Path) -> None:
+def test_export_to_a_zip(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "tiny-bundle.zip"
-    assert export.export_bundle(model_folder, target).passed
+    monkeypatch.chdir(tmp_path)
+    assert export.export_bundle(model_folder, Path(target.name)).passed, "a path from where the user is"
     with zipfile.ZipFile(target) as archive:
         assert {name.split("/")[0] for name in archive.namelist()} == {"tiny-bundle"}
     assert check.check_bundle(target, model=model_folder).passed

@@ -82,6 +82,7 @@ def check_folder(
 ) -> Report:
     """The same for an unpacked bundle, and further commands of `monai.bundle`, by name."""
     require_tools()
+    folder = folder.absolute()  # what checks it works in a folder of its own
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
         return Report((Point("files", f"missing: {', '.join(missing)}"),))
