@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +153,17 @@ class Page:
             self.tab.locator("fieldset input[type=file]").nth(at).set_input_files(str(path))
         self.tab.click("text='Add this case'")
         self.until(f"document.querySelectorAll('.basket li').length === {number}")
+
+    def make_set(self, name: str, pairs: Iterable[Sequence[Path]], labels: str) -> None:
+        """Make a support set of images and label maps, and open its contact sheet."""
+        self.go("examples")
+        for number, pair in enumerate(pairs, start=1):
+            self.example(number, pair)
+        self.tab.fill("#ms-set-name", name)
+        self.tab.fill("input[placeholder^='17']", labels)
+        self.tab.click("#ms-set-make")
+        self.tab.wait_for_selector(f"[data-set={name}]")
+        self.tab.click(f"[data-set={name}] summary")
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         """Press, move and let go."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+from random_model import random_network, write_random_model
 
 COLOURS = np.random.default_rng(1).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -43,18 +44,8 @@ def tiny_vessel_recipe() -> dict[str, Any]:
 
 def build_tiny_vessel_model(folder: Path) -> Path:
     """Recipe and random weights in `folder`, marked as untrained; returns the folder."""
-    import torch
-
-    from medseg.networks import build_network
-    from medseg.weights import save_weights, sha256_of
-
     content = tiny_vessel_recipe()
-    torch.manual_seed(3)
-    network = build_network("fsg-net", **content["network"]["options"])
-    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
-    content["weights"] |= {"sha256": sha256_of(weights), "dtype": "float32", "trained": False}
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
+    return write_random_model(folder, content, random_network(content, seed=3))
 
 
 def header_of(width: int, height: int) -> bytes:

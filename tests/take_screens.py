@@ -77,14 +77,7 @@ def _marks(page: Page, folder: Path) -> None:
 
 def _examples(page: Page, folder: Path) -> None:
     images, labels = outlined_files(folder / "cases", size=48)
-    page.go("examples")
-    for number, pair in enumerate(zip(images, labels, strict=True), start=1):
-        page.example(number, pair)
-    page.tab.fill("#ms-set-name", "balls")
-    page.tab.fill("input[placeholder^='17']", "1=large ball, 2=small ball")
-    page.tab.click("#ms-set-make")
-    page.tab.wait_for_selector("[data-set=balls]")
-    page.tab.click("[data-set=balls] summary")
+    page.make_set("balls", zip(images, labels, strict=True), "1=large ball, 2=small ball")
     take(page, "examples")
     page.bring(images[0])
     page.run("tiny-support")

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+from random_model import random_network, write_random_model
 
 SIZE = (70, 90)
 
@@ -44,15 +45,5 @@ def tiny_recipe() -> dict[str, Any]:
 
 def build_tiny_cells(folder: Path) -> Path:
     """Recipe and random weights in `folder`, marked as untrained; returns the folder."""
-    import torch
-
-    from medseg.networks import build_network
-    from medseg.weights import save_weights, sha256_of
-
     content = tiny_recipe()
-    torch.manual_seed(0)
-    network = build_network("her-seg", **content["network"]["options"])
-    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
-    content["weights"] |= {"sha256": sha256_of(weights), "dtype": "float32", "trained": False}
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
+    return write_random_model(folder, content, random_network(content, seed=0))

@@ -8,6 +8,7 @@ import yaml
 
 from medseg.volume import Volume
 from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
+from random_model import random_network, write_random_model
 
 WINDOW = (32, 32, 32)
 
@@ -33,24 +34,8 @@ def tiny_recipe(*, flat: bool = False) -> dict[str, Any]:
 
 def build_tiny_model(folder: Path, *, flat: bool = False) -> Path:
     """Recipe and random weights in `folder`, marked as untrained; returns the folder."""
-    import torch
-
-    from medseg.networks import build_network
-    from medseg.weights import save_weights, sha256_of
-
     content = tiny_recipe(flat=flat)
-    torch.manual_seed(3)
-    network = build_network(content["network"]["name"], **content["network"]["options"])
-    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
-    content["weights"] = {
-        "file": weights.name,
-        "sha256": sha256_of(weights),
-        "dtype": "float32",
-        "trained": False,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    }
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
+    return write_random_model(folder, content, random_network(content, seed=3))
 
 
 def head(*, spacing: float = 4.0, orientation: str = "RAS") -> Volume:

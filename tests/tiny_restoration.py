@@ -6,11 +6,10 @@ from typing import Any
 import torch
 import yaml
 
-from medseg.networks import build_network
 from medseg.networks.rat import RAT
-from medseg.weights import save_weights, sha256_of
 from medseg_pipelines.recipe import RECIPE_FILE, Slices, recipe_folder
 from medseg_pipelines.slices import channels_of
+from random_model import random_network, write_random_model
 
 NETWORK = {
     "width": 4,
@@ -35,21 +34,12 @@ def tiny_restoration_recipe(**slices: Any) -> dict[str, Any]:
 def build_tiny_restoration(folder: Path, *, change: float = 0.05, **slices: Any) -> Path:
     """Recipe and weights in `folder`, marked as untrained; `change` is the spread of the last layer's weights."""
     content = tiny_restoration_recipe(**slices)
-    torch.manual_seed(4)
-    network = build_network("rat", **content["network"]["options"])
+    network = random_network(content, seed=4)
     assert isinstance(network, RAT)
+    generator = torch.Generator().manual_seed(4)
     for parameter in network.ending.parameters():
-        torch.nn.init.normal_(parameter, std=change)
+        torch.nn.init.normal_(parameter, std=change, generator=generator)
     for name, parameter in network.named_parameters():
         if "lambda_" in name:
             torch.nn.init.ones_(parameter)  # they start at 0, where regions would mean nothing
-    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
-    content["weights"] = {
-        "file": weights.name,
-        "sha256": sha256_of(weights),
-        "dtype": "float32",
-        "trained": False,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-    }
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
+    return write_random_model(folder, content, network)

@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy import ndimage
 
 from medseg.volume import Volume
-from medseg_pipelines.recipe import RECIPE_FILE
+from random_model import random_network, write_random_model
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "all": {"channels": 1, "filters": 3, "num_res_blocks": 1, "shortcut": True},
@@ -57,19 +56,8 @@ def superres_recipe(axes: str, *, training: dict[str, Any] | None = None, guide:
 
 def build_superres_model(folder: Path, axes: str, *, guide: bool = False) -> Path:
     """Recipe and random weights in `folder`; returns it."""
-    import torch
-
-    from medseg.networks import build_network
-    from medseg.weights import save_weights, sha256_of
-
     content = superres_recipe(axes, guide=guide)
-    torch.manual_seed(4)
-    network = build_network("disgan", **content["network"]["options"])
-    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
-    content["weights"]["sha256"] = sha256_of(weights)
-    content["weights"]["parameters"] = sum(parameter.numel() for parameter in network.parameters())
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
+    return write_random_model(folder, content, random_network(content, seed=4))
 
 
 def blobs(shape: tuple[int, int, int], affine: np.ndarray) -> Volume:

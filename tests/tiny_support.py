@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import yaml
 
 from medseg.io import write
-from medseg.networks import build_network
 from medseg.volume import Volume
-from medseg.weights import save_weights, sha256_of
+from random_model import random_network, write_random_model
 
 NETWORK: dict[str, Any] = {
     "preset": "tiny",
@@ -55,13 +52,7 @@ def support_model(folder: Path, **changes: Any) -> Path:
     """A model folder; the weights are random and say so."""
     folder.mkdir(parents=True)
     content = support_recipe(**changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_network("sam2-sgp", **content["network"]["options"])
-    weights = save_weights(network.state_dict(), folder / "weights.safetensors")
-    content["weights"] = {**content["weights"], "sha256": sha256_of(weights)}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    return folder
+    return write_random_model(folder, content, random_network(content, seed=0))
 
 
 def outlined(seed: int, *, size: int = 14, affine: np.ndarray = AFFINE) -> tuple[Volume, Volume]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 from medseg.picture import Picture
@@ -12,7 +12,7 @@ from medseg_pipelines.pipeline import Pipeline, RunOptions, VolumeRecipe
 from medseg_pipelines.results import Outcome
 
 
-class EitherKind(Pipeline[VolumeRecipe], ABC):
+class EitherKind(Pipeline[VolumeRecipe]):
     """A model of volumes and pictures, ready to run."""
 
     def __call__(
@@ -28,11 +28,7 @@ class EitherKind(Pipeline[VolumeRecipe], ABC):
         """
         if not isinstance(image, PictureCase | Picture):
             return super().__call__(image, progress=progress, time_point=time_point, **options)
-        wanted = RunOptions(**options)
-        wanted.require_for(self.recipe)
-        self._check_options(wanted)
-        report = Reporter(progress)
-        report.start("reading")
+        wanted, report = self._begin(options, progress)
         case = read_picture_case(image, memory_limit=wanted.memory_limit)
         return self._run_picture(case, wanted, [*self._weight_doubts(), *case.picture.notes], report)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,7 +23,7 @@ FlatRecipe = TypeVar("FlatRecipe", PictureRecipe, PictureRestorationRecipe)
 Found = TypeVar("Found", bound=PictureResult | RestoredPicture)
 
 
-class PictureRunner(Runner[FlatRecipe], ABC, Generic[FlatRecipe, Found]):
+class PictureRunner(Runner[FlatRecipe], Generic[FlatRecipe, Found]):
     """A model of pictures, ready to run."""
 
     _pages: ClassVar[str]  # name of the file with a page per frame
@@ -41,11 +41,7 @@ class PictureRunner(Runner[FlatRecipe], ABC, Generic[FlatRecipe, Found]):
             UsageError: The model knows nothing of an option.
             Cancelled: The callback said so.
         """
-        wanted = RunOptions(**options)
-        wanted.require_for(self.recipe)
-        self._check_options(wanted)
-        report = Reporter(progress)
-        report.start("reading")
+        wanted, report = self._begin(options, progress)
         case = read_picture_case(image, memory_limit=wanted.memory_limit)
         findings = judge_picture(case.picture, self.recipe.scope)
         scope = require_in_scope(findings, self.recipe.name, force=wanted.force_scope)
@@ -94,14 +90,6 @@ class PictureRunner(Runner[FlatRecipe], ABC, Generic[FlatRecipe, Found]):
     @abstractmethod
     def plan(self, case: PictureCase) -> RunPlan:
         """What running on the case will take; one window is run to know the time."""
-
-    @abstractmethod
-    def _check_options(self, options: RunOptions) -> None:
-        """Refuse what this kind of model knows nothing of.
-
-        Raises:
-            UsageError: Says which.
-        """
 
     @abstractmethod
     def _run(self, case: PictureCase, options: RunOptions, warnings: list[str], report: Reporter) -> Found:

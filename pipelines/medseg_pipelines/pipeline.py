@@ -111,7 +111,7 @@ class RunOptions:
             raise UsageError(f"model {recipe.name} finds no regions in volumes: drop the partition")
 
 
-class Runner(Generic[AnyRecipe]):
+class Runner(ABC, Generic[AnyRecipe]):
     """A model with its weights on its device, whatever kind of image it runs on.
 
     Args:
@@ -140,6 +140,23 @@ class Runner(Generic[AnyRecipe]):
     def _fill(self, folder: Path) -> None:
         """Give the network its weights."""
         load_weights(self._network, folder / self.recipe.weights.file, sha256=self.recipe.weights.sha256)
+
+    @abstractmethod
+    def _check_options(self, options: RunOptions) -> None:
+        """Refuse what this kind of model knows nothing of.
+
+        Raises:
+            UsageError: Says which.
+        """
+
+    def _begin(self, options: dict[str, Any], progress: Callback | None) -> tuple[RunOptions, Reporter]:
+        """What every run starts with: its options, checked, and a report that says that it reads."""
+        wanted = RunOptions(**options)
+        wanted.require_for(self.recipe)
+        self._check_options(wanted)
+        report = Reporter(progress)
+        report.start("reading")
+        return wanted, report
 
     def _weight_doubts(self) -> list[str]:
         """What has to be said of the weights before everything else."""
@@ -170,7 +187,7 @@ class Runner(Generic[AnyRecipe]):
         return Machine(device=str(self.device), device_name=name, engine=self.engine, threads=torch.get_num_threads())
 
 
-class Pipeline(Runner[VolumeRecipe], ABC, Generic[VolumeRecipe]):
+class Pipeline(Runner[VolumeRecipe], Generic[VolumeRecipe]):
     """A model of volumes, ready to run."""
 
     def __call__(
@@ -194,11 +211,7 @@ class Pipeline(Runner[VolumeRecipe], ABC, Generic[VolumeRecipe]):
             UsageError: The model knows nothing of an option.
             Cancelled: The callback said so.
         """
-        wanted = RunOptions(**options)
-        wanted.require_for(self.recipe)
-        self._check_options(wanted)
-        report = Reporter(progress)
-        report.start("reading")
+        wanted, report = self._begin(options, progress)
         case = read_case(image, time_point=time_point, memory_limit=wanted.memory_limit)
         findings = judge(case.volume, self.recipe.scope)
         scope = require_in_scope(findings, self.recipe.name, force=wanted.force_scope)
@@ -208,14 +221,6 @@ class Pipeline(Runner[VolumeRecipe], ABC, Generic[VolumeRecipe]):
     @abstractmethod
     def plan(self, case: Case) -> RunPlan:
         """What running on the case will take; one tile is run to know the time."""
-
-    @abstractmethod
-    def _check_options(self, options: RunOptions) -> None:
-        """Refuse what this kind of model knows nothing of.
-
-        Raises:
-            UsageError: Says which.
-        """
 
     @abstractmethod
     def _run(self, case: Case, options: RunOptions, warnings: list[str], report: Reporter) -> Result:

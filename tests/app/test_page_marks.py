@@ -69,14 +69,7 @@ def test_marks_are_set_undone_run_and_changed(site: Site) -> None:
 def test_a_support_set_is_made_used_and_its_result_judged(site: Site, tmp_path: Path) -> None:
     images, labels = outlined_files(tmp_path)
     page = site.page()
-    page.go("examples")
-    for number, pair in enumerate(zip(images, labels, strict=True), start=1):
-        page.example(number, pair)
-    page.tab.fill("#ms-set-name", "balls")
-    page.tab.fill("input[placeholder^='17']", "1=large ball, 2=small ball")
-    page.tab.click("#ms-set-make")
-    page.tab.wait_for_selector("[data-set=balls]")
-    page.tab.click("[data-set=balls] summary")
+    page.make_set("balls", zip(images, labels, strict=True), "1=large ball, 2=small ball")
     page.until("document.querySelector('.sheet').naturalWidth > 600")
     assert site.page().tab.evaluate("fetch('/api/v1/support-sets').then((answer) => answer.json())") == []
     page.bring(images[0])
@@ -104,7 +97,6 @@ def test_a_picture_is_segmented_marked_and_taken_home(site: Site, tmp_path: Path
     page = site.page()
     page.bring(tmp_path / "eye.png")
     page.run("vessels")
-    page.tab.click("dialog[open] button.danger") if page.tab.locator("dialog[open]").count() else None
     page.at("review")
     for choice in ("Overlay", "Labels", "What the model gave", "Original"):
         page.tab.check(f"text={choice}")

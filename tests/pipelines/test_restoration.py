@@ -120,7 +120,8 @@ def test_saved_folder_replays_bit_for_bit(model: Restoration, folder: Path, tmp_
     np.testing.assert_allclose(restored.voxels - residual.voxels, medseg.read(scan).voxels, atol=1e-3)
     manifest = read_manifest(out / "manifest.json")
     statistics = json.loads((out / "statistics.json").read_text())
-    assert manifest["quality"]["noise_before"] == statistics["noise_before"] > statistics["noise_after"] * 0.2
+    for key in ("noise_before", "noise_after"):
+        assert manifest["quality"][key] == statistics[key] > 0
     answer = replay(manifest, out, model=folder)
     assert (answer.identical, answer.files_intact) == (True, True)
 

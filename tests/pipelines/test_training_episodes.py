@@ -14,7 +14,7 @@ from medseg.errors import UsageError
 from medseg.io import write
 from medseg_pipelines.load import load_recipe
 from medseg_pipelines.training import course_of, train
-from medseg_pipelines.training.episodes import SupportCourse, SupportTrainer, _others
+from medseg_pipelines.training.episodes import SupportCourse, SupportTrainer, TaskSampler, _others
 from tiny_support import NETWORK, support_recipe
 
 TRAINING: dict[str, Any] = {
@@ -73,7 +73,8 @@ def test_step_n_depends_on_the_seed_and_n_alone_and_never_asks_for_what_is_unnam
     assert first.examples.shape[2:] == (1, 32, 32)
     sampler = course.images(files)
     assert all(set((sampler[step].parts // 3).unique().tolist()) <= {-1, 0, 1, 2} for step in range(2)), "3 is unnamed"
-    assert getattr(sampler, "asked") == [1, 2]  # noqa: B009 - the type of the base class does not know it
+    assert isinstance(sampler, TaskSampler)
+    assert sampler.asked == [1, 2]
 
 
 @pytest.mark.parametrize("loss", ["guided", "released"])
