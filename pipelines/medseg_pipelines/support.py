@@ -126,10 +126,14 @@ def create_support_set(
 
 def prepared_volume(volume: Volume, modality: str | None) -> tuple[Volume, Chain]:
     """A volume in RAS without its empty frame, grey values 0 to 1, and the way back."""
-    steps = [{"kind": "range", "source": _SOFT_TISSUE, "clip": True}] if modality == CT else None
-    options: dict[str, Any] = {"orientation": "RAS", "margin": _MARGIN, "spacing": None, "percentiles": (1.0, 99.0)}
-    prepared, chain = prepare(volume, **options, intensity=steps)
+    prepared, chain = prepare(volume, **preparation_for(modality))
     return prepared.with_voxels(np.clip(prepared.voxels, 0, 1, out=prepared.voxels)), chain
+
+
+def preparation_for(modality: str | None) -> dict[str, Any]:
+    """The arguments of `prepare` for volumes of a modality, plain data; what lies beyond 0 and 1 is cut off then."""
+    steps = [{"kind": "range", "source": _SOFT_TISSUE, "clip": True}] if modality == CT else None
+    return {"orientation": "RAS", "margin": _MARGIN, "spacing": None, "percentiles": (1.0, 99.0), "intensity": steps}
 
 
 def prepared_picture(picture: Picture) -> NDArray[np.float32]:

@@ -28,8 +28,9 @@ from medseg_pipelines.recipe import SupportRecipe
 from medseg_pipelines.results import LabelResult, Outcome, Result, write_json
 from medseg_pipelines.statistics import measure
 from medseg_pipelines.support import modality_of, prepared_picture, prepared_volume, usual_plane
+from medseg_pipelines.support_pools import pools_of
 from medseg_pipelines.support_store import PLANES, SupportSet, load_support_set
-from medseg_pipelines.support_walk import SliceFrame, Walk, planes_of, pools_of, runs_without
+from medseg_pipelines.support_walk import SliceFrame, Walk, labelled, planes_of, runs_without, slices_along
 
 AGREEMENT_FILE = "agreement.json"
 SURE = 0.8  # mean Dice between runs from which on nothing is said
@@ -138,9 +139,7 @@ class SupportSegmentation(EitherKind[SupportRecipe]):
         report.start("preparing")
         prepared, chain = prepared_volume(case.volume, support.card.modality)
         axis = PLANES.index(support.card.plane)
-        stack = np.moveaxis(prepared.voxels, axis, 0)
-        spacing = [step for number, step in enumerate(prepared.spacing) if number != axis]
-        frame = SliceFrame.of(stack.shape[1:3], (spacing[0], spacing[1]), self.recipe.inference.side, support.extent)
+        stack, frame = slices_along(axis, prepared, self.recipe.inference.side, support.extent)
         walk = self._walk(support, resamples=self.recipe.inference.resamples)
         report.start("segmenting")
         found = np.zeros(stack.shape, np.uint8)
@@ -235,10 +234,7 @@ class SupportSegmentation(EitherKind[SupportRecipe]):
         self, found: NDArray[np.float32], frame: SliceFrame, support: SupportSet
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Label ids on the pixels of a slice and their probabilities there, of (structures, side, side)."""
-        probability = np.stack([frame.leave(plane) for plane in found])
-        ids = np.array([label.id for label in support.card.labels], np.uint8)
-        likely = probability.max(0) > self.recipe.inference.threshold
-        return np.where(likely, ids[probability.argmax(0)], 0).astype(np.uint8), probability
+        return labelled(found, frame, support.ids, self.recipe.inference.threshold)
 
     def _agreed(self, support: SupportSet, walk: Walk) -> tuple[Agreement, ...]:
         pairs = zip(support.card.labels, walk.agreement(), strict=True)

@@ -55,6 +55,10 @@ class SupportCase:
         rows, columns = self.labels.shape[1:]
         return max(rows * self.spacing[0], columns * self.spacing[1])
 
+    def showing(self, label: int) -> list[int]:
+        """Numbers of the slices that show a structure."""
+        return np.flatnonzero((self.labels == label).any((1, 2))).tolist()
+
     def digest(self) -> str:
         """The sha256 of everything in it."""
         found = hashlib.sha256(repr((self.images.shape, self.spacing)).encode())
@@ -105,6 +109,11 @@ class SupportSet:
     def extent(self) -> float:
         """mm of the longest side of all cases."""
         return max(case.extent for case in self.cases)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of the structures."""
+        return tuple(label.id for label in self.card.labels)
 
 
 def support_sets_folder() -> Path:

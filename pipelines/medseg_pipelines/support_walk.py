@@ -1,12 +1,12 @@
-"""Slices segmented one after the other by the example of a support set, and how far runs without one case agree."""
+"""Slices segmented one after the other by the example of a support set, and how far runs without one case agree.
+
+Bundles carry this as it is.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg.checkpoints import read_checkpoint
-from medseg.errors import ModelMissing
 from medseg.geometry import Chain, Pad, Resample
 from medseg.networks.sam2 import Features
 from medseg.networks.sam2_memory import Memories
-from medseg.networks.sam2_sgp import Recalled, Sam2Sgp
+from medseg.networks.sam2_sgp import Recalled, Sam2Sgp, Segmented
 from medseg.networks.sam2_sgp_matching import Marks
 from medseg.volume import Grid, Volume
-from medseg.weights import save_weights
-from medseg_pipelines.home import home
-from medseg_pipelines.support_store import SupportCase, SupportSet
 
 
 @dataclass(frozen=True)
@@ -79,17 +74,6 @@ class Pool:
     memory: Tensor
     case: Tensor
     marks: Marks | None
-
-    @staticmethod
-    def of(examples: Sequence[_Example], device: torch.device) -> Pool:
-        """All slices of one structure."""
-        marks = [each.marks for each in examples if each.marks is not None]
-        return Pool(
-            torch.cat([each.likeness for each in examples]),
-            torch.cat([each.memory for each in examples]),
-            torch.tensor([each.case for each in examples], device=device),
-            Marks(*(torch.cat(column) for column in zip(*marks, strict=True))) if marks else None,
-        )
 
     def nearest(self, deep: Tensor, without: Sequence[int | None], count: int) -> Tensor:
         """The slices most like a query (1, C, g, g), for each run without a case, (runs, K)."""
@@ -169,28 +153,16 @@ class Walk:
             return np.zeros((len(self.pools), *plane.shape[1:]), np.float32)
         pixels = torch.from_numpy(plane).to(self.device).expand(3, -1, -1)[None]
         features = self.network.features(pixels)
-        runs = len(self.without)
-        spread = Features(*(part.expand(runs, -1, -1, -1) for part in features))
-        return np.stack([self._one(number, features.deep, spread) for number in range(len(self.pools))])
+        return np.stack([self._one(number, features) for number in range(len(self.pools))])
 
     def agreement(self) -> list[float | None]:
         """Of the runs, per structure, over all slices so far: mean Dice of each two; None with one run."""
         return [counts.agreement() for counts in self._counts]
 
-    def _one(self, number: int, deep: Tensor, spread: Features) -> NDArray[np.float32]:
+    def _one(self, number: int, features: Features) -> NDArray[np.float32]:
         """Probability of one structure, (side, side)."""
-        network, pool, bank = self.network, self.pools[number], self._banks[number]
-        chosen = pool.nearest(deep, self.without, self.count)
-        keys = [network.remember(pool.memory[which]) for which in chosen]
-        examples = Memories(
-            torch.stack([each.tokens.flatten(0, 1) for each in keys]),
-            [
-                torch.stack([layer.flatten(0, 1) for layer in layers])
-                for layers in zip(*(k.keys for k in keys), strict=True)
-            ],
-        )
-        marks = None if pool.marks is None else pool.marks.chosen(chosen).full()
-        found = network.segment(spread, Recalled(examples, marks).behind(bank))
+        network, bank = self.network, self._banks[number]
+        found = ask(network, self.pools[number], features, self.without, self.count, bank)
         if network.bank_size:
             bank.append(network.remember(network.memory(found.embedding, found.logits)))
             del bank[: -network.bank_size]
@@ -201,51 +173,41 @@ class Walk:
         return probability.mean(0).cpu().numpy()
 
 
+def ask(
+    network: Sam2Sgp,
+    pool: Pool,
+    features: Features,
+    without: Sequence[int | None],
+    count: int,
+    bank: Sequence[Memories] = (),
+) -> Segmented:
+    """What each run says of one structure in one slice.
+
+    Args:
+        network: In evaluation mode.
+        pool: Of the structure.
+        features: Of the slice, one image.
+        without: The case that each run leaves out.
+        count: Examples that it reads.
+        bank: What the runs remember of earlier slices.
+    """
+    chosen = pool.nearest(features.deep, without, count)
+    keys = [network.remember(pool.memory[which]) for which in chosen]
+    examples = Memories(
+        torch.stack([each.tokens.flatten(0, 1) for each in keys]),
+        [
+            torch.stack([layer.flatten(0, 1) for layer in layers])
+            for layers in zip(*(k.keys for k in keys), strict=True)
+        ],
+    )
+    marks = None if pool.marks is None else pool.marks.chosen(chosen).full()
+    spread = Features(*(part.expand(len(without), -1, -1, -1) for part in features))
+    return network.segment(spread, Recalled(examples, marks).behind(bank))
+
+
 def runs_without(cases: int, resamples: int) -> list[int | None]:
     """The case that each run leaves out: none first, then one after the other."""
     return [None, *range(min(cases, resamples))]
-
-
-@torch.inference_mode()
-def pools_of(support: SupportSet, network: Sam2Sgp, *, weights: str, side: int, device: torch.device) -> list[Pool]:
-    """A support set as a network sees it, one pool per structure.
-
-    Args:
-        support: The set.
-        network: In evaluation mode.
-        weights: Their sha256: encoded slices are kept under it.
-        side: Of what the network sees.
-        device: Of the network.
-    """
-    extent = support.extent if support.card.kind == "volumes" else 0.0  # pictures have no common scale
-    cache = support.cache or home() / "support-cache"
-    parts: dict[int, list[_Example]] = {label.id: [] for label in support.card.labels}
-    for number, case in enumerate(support.cases):
-        frame = SliceFrame.of(case.labels.shape[1:3], case.spacing, side, extent)
-        key = hashlib.sha256(f"{weights} {side} {extent!r} {case.digest()}".encode()).hexdigest()
-        known = _embedded(case, frame, network, cache / f"{key}.safetensors", device)
-        for label, found in parts.items():
-            for at in np.flatnonzero((case.labels == label).any((1, 2))).tolist():
-                mask = frame.enter((case.labels[at] == label).astype(np.uint8))
-                wanted = torch.from_numpy(mask).to(device)[None, None]
-                found.append(_Example.of({name: x[at : at + 1] for name, x in known.items()}, wanted, network, number))
-    return [Pool.of(found, device) for found in parts.values()]
-
-
-class _Example(NamedTuple):
-    """One slice of a support set with one structure: likeness and memory as in `Pool`, its marks and its case."""
-
-    likeness: Tensor
-    memory: Tensor
-    marks: Marks | None
-    case: int
-
-    @staticmethod
-    def of(known: dict[str, Tensor], mask: Tensor, network: Sam2Sgp, case: int) -> _Example:
-        """From what `_embedded` keeps of the slice, and its mask (1, 1, side, side)."""
-        deep = known["deep"].to(mask.device).float()
-        marks = Marks.of(known["places"].to(mask.device), mask) if "places" in known else None
-        return _Example(F.normalize(deep.flatten(1), dim=1).half(), network.outlined(deep, mask), marks, case)
 
 
 def planes_of(image: NDArray[np.floating], frame: SliceFrame) -> NDArray[np.float32]:
@@ -254,33 +216,34 @@ def planes_of(image: NDArray[np.floating], frame: SliceFrame) -> NDArray[np.floa
     return np.stack([frame.enter(channel) for channel in channels])
 
 
-def _embedded(
-    case: SupportCase, frame: SliceFrame, network: Sam2Sgp, path: Path, device: torch.device
-) -> dict[str, Tensor]:
-    """Of the slices of a case, `deep` (n, C, g, g) and, where places are matched, `places` (n, P, D); float16.
+def slices_along(axis: int, prepared: Volume, side: int, extent: float) -> tuple[NDArray[np.float32], SliceFrame]:
+    """The slices of a volume in RAS along one of its axes, (n, rows, columns), and the frame that they all have.
 
-    Kept in a file named by slices and weights.
+    Args:
+        axis: 0, 1 or 2.
+        prepared: Grey values from 0 to 1.
+        side: Of what the network sees.
+        extent: mm across it at least.
     """
-    kept = _kept(path)
-    if len(kept.get("deep", ())) == len(case.images):
-        return kept
-    found: dict[str, list[Tensor]] = {}
-    matcher = network.matcher
-    for image in case.images:
-        pixels = torch.from_numpy(planes_of(image, frame)).to(device).expand(3, -1, -1)[None]
-        features = network.features(pixels)
-        found.setdefault("deep", []).append(features.deep.half().cpu())
-        if matcher is not None:
-            found.setdefault("places", []).append(matcher(features).half().cpu())
-    known = {name: torch.cat(column) for name, column in found.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(known, path)
-    return known
+    stack = np.moveaxis(prepared.voxels, axis, 0)
+    rows, columns = (step for number, step in enumerate(prepared.spacing) if number != axis)
+    return stack, SliceFrame.of(stack.shape[1:3], (rows, columns), side, extent)
 
 
-def _kept(path: Path) -> dict[str, Tensor]:
-    """What an earlier run kept; nothing where there is none or it is damaged."""
-    try:
-        return dict(read_checkpoint(path))
-    except ModelMissing:
-        return {}
+def labelled(
+    found: NDArray[np.float32], frame: SliceFrame, ids: Sequence[int], threshold: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Label ids on the pixels of a slice and their probabilities there.
+
+    Args:
+        found: Probabilities as `Walk.step` gives them, (structures, side, side).
+        frame: Of the slice.
+        ids: Of the structures.
+        threshold: A pixel is labelled where its largest probability is above.
+
+    Returns:
+        (rows, columns) and (structures, rows, columns).
+    """
+    probability = np.stack([frame.leave(plane) for plane in found])
+    likely = probability.max(0) > threshold
+    return np.where(likely, np.array(ids, np.uint8)[probability.argmax(0)], 0).astype(np.uint8), probability

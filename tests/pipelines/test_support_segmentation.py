@@ -17,6 +17,7 @@ from medseg_pipelines.load import load_model
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.replay import replay
 from medseg_pipelines.support import create_support_set
+from medseg_pipelines.support_pools import pools_of
 from medseg_pipelines.support_segmentation import (
     AGREEMENT_FILE,
     Agreement,
@@ -25,7 +26,7 @@ from medseg_pipelines.support_segmentation import (
     _remarks,
 )
 from medseg_pipelines.support_store import read_support_set, support_sets_folder
-from medseg_pipelines.support_walk import SliceFrame, Walk, _Counts, pools_of, runs_without
+from medseg_pipelines.support_walk import SliceFrame, Walk, _Counts, runs_without
 from medseg_pipelines.words import UNTRAINED
 from tiny_support import outlined, outlined_files, support_model
 
