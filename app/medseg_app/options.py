@@ -139,7 +139,7 @@ Support = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Outlined cases to follow, of `medseg support list`; with -m support-set.",
+        help="Outlined cases to follow, of `medseg support list`; with -m support-set or sam2-sgp.",
         rich_help_panel=INPUT,
     ),
 ]

@@ -89,6 +89,13 @@ class Features(NamedTuple):
         return Features(self.fine[which], self.middle[which], self.deep[which])
 
 
+def preset_of(state: Mapping[str, Tensor]) -> str | None:
+    """The size of SAM 2 that weights belong to, by the number of blocks of their encoder; None where it is none."""
+    stem = "image_encoder.trunk.blocks."
+    blocks = {name.removeprefix(stem).split(".")[0] for name in state if name.startswith(stem)}
+    return next((name for name, config in PRESETS.items() if sum(config.hiera.stages) == len(blocks)), None)
+
+
 class Sam2Parts(nn.Module):
     """Image encoder, memory, prompt encoder and mask decoder.
 

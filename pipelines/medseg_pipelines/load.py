@@ -41,12 +41,12 @@ def load_model(
         from medseg_pipelines.prompting.model import Prompting
 
         return Prompting(recipe, folder, device=device, engine=engine, weights=weights)
-    if weights is not None:
-        raise UsageError(f"model '{recipe.name}' has weights of its own: drop the name of others")
     if recipe.task == "support-segmentation":
         from medseg_pipelines.support_segmentation import SupportSegmentation
 
-        return SupportSegmentation(recipe, folder, device=device, engine=engine)
+        return SupportSegmentation(recipe, folder, device=device, engine=engine, weights=weights)
+    if weights is not None:
+        raise UsageError(f"model '{recipe.name}' has weights of its own: drop the name of others")
     if recipe.task == "restoration":
         from medseg_pipelines.restoration import Restoration
 

@@ -232,6 +232,7 @@ class SupportRecipe(_CommonRecipe):
 
     task: Literal["support-segmentation"]
     scope: Scope  # of volumes; pictures are judged by their support set alone
+    checkpoint: str | None = None  # in `medseg weights`, where no weights lie beside the recipe
     inference: SupportInference
     labels: tuple[Label, ...] = ()  # of a run: what the support set outlines
     statistics: Literal["areas"] = "areas"

@@ -11,12 +11,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medseg.errors import InputRefused, ModelMissing, UsageError
 from medseg.geometry import Chain
-from medseg.networks.sam2_sgp import Sam2Sgp
+from medseg.networks.sam2 import preset_of, unwrapped
+from medseg.networks.sam2_sgp import Sam2Sgp, load_published
 from medseg.picture import Picture
 from medseg.volume import Volume
+from medseg_pipelines import nets
 from medseg_pipelines.case import Case
 from medseg_pipelines.either_kind import EitherKind
 from medseg_pipelines.events import Reporter
@@ -119,6 +122,12 @@ class SupportSegmentation(EitherKind[SupportRecipe]):
             seconds=round((monotonic() - started) * slices * runs, 1),
         )
 
+    def _take(self, state: dict[str, Tensor]) -> list[str]:
+        preset = preset_of(unwrapped(state))
+        if preset is not None:
+            self._network = nets.build("sam2-sgp", {**self.recipe.network.options, "preset": preset})
+        return load_published(self._net, state)
+
     @property
     def _net(self) -> Sam2Sgp:
         return cast(Sam2Sgp, self._network)
@@ -154,7 +163,7 @@ class SupportSegmentation(EitherKind[SupportRecipe]):
         structures = measure(labels.voxels, labels.affine, support.card.labels)
         agreed = self._agreed(support, walk)
         warnings += _remarks(agreed, [structure.voxels > 0 for structure in structures])
-        manifest = self._manifest(case, labels, warnings, report, _told(options, support))
+        manifest = self._manifest(case, labels, warnings, report, self._told_options(options, support))
         return SupportResult(
             volume=labels,
             image=case.volume,
@@ -183,7 +192,8 @@ class SupportSegmentation(EitherKind[SupportRecipe]):
         report.finish()
         output = {"voxels_sha256": hash_pixels(labels), "dtype": "uint8"}
         seconds = {**report.seconds, "reading": round(case.seconds, 3)}
-        manifest = self._told(picture_facts(case), output, _told(options, support), seconds, warnings)
+        told = self._told_options(options, support)
+        manifest = self._told(picture_facts(case), output, told, seconds, warnings)
         return SupportPictureResult(
             picture=case.picture,
             labels=labels,
@@ -225,6 +235,10 @@ class SupportSegmentation(EitherKind[SupportRecipe]):
             ]
         return []
 
+    def _told_options(self, options: RunOptions, support: SupportSet) -> dict[str, Any]:
+        named = {"support": support.card.name, "support_sha256": support.card.sha256}
+        return {"force_scope": options.force_scope, **named, **self._told_brought()}
+
     def _walk(self, support: SupportSet, *, resamples: int) -> Walk:
         inference, device = self.recipe.inference, self.device
         pools = pools_of(support, self._net, weights=self.recipe.weights.sha256, side=inference.side, device=device)
@@ -259,10 +273,6 @@ def _remarks(agreed: Sequence[Agreement], found: Sequence[bool]) -> list[str]:
                 f"the model is unsure of {each.name}: runs without one of the cases agree to a Dice of {each.dice:.2f}"
             )
     return said
-
-
-def _told(options: RunOptions, support: SupportSet) -> dict[str, Any]:
-    return {"force_scope": options.force_scope, "support": support.card.name, "support_sha256": support.card.sha256}
 
 
 def _origin(support: SupportSet, agreed: Sequence[Agreement]) -> dict[str, Any]:

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from medseg.io import read
-from tiny_support import outlined_files, support_model
+from random_model import random_network
+from tiny_support import outlined_files, support_model, support_recipe
 
 from .conftest import Call
 
@@ -34,14 +36,21 @@ def test_from_outlined_cases_to_an_outlined_volume(cases: list[str], call: Call,
     assert Image.open(sheet).width > 600
     assert call("support", "show", "balls", "-o", sheet).exit_code == 2, "an earlier sheet is not overwritten"
 
-    model, scan = support_model(tmp_path / "model"), tmp_path / "cases" / "image1.nii.gz"
-    run = call("infer", scan, "-m", model, "--support", "balls", "-d", "cpu", "--json", "-o", tmp_path / "out")
+    model, scan = support_model(tmp_path / "model", checkpoint="mine"), tmp_path / "cases" / "image1.nii.gz"
+    wanted = ("infer", scan, "-m", model, "--support", "balls", "-d", "cpu", "--json", "-o", tmp_path / "out")
+    unmet = call(*wanted)
+    assert (unmet.exit_code, "medseg weights add mine FILE" in unmet.stderr) == (5, True), "they are to be brought"
+    state = random_network(support_recipe(), seed=1).state_dict()
+    torch.save({"state_dict": {f"sam.{name}": x for name, x in state.items()}, "epoch": 3}, tmp_path / "adapted.pth")
+    assert call("weights", "add", "mine", tmp_path / "adapted.pth").exit_code == 0
+    run = call(*wanted)
     assert run.exit_code == 0, run.output
     case = json.loads(run.stdout)["cases"][0]
     assert [each["name"] for each in case["agreement"]] == ["large ball", "small ball"]
     assert read(tmp_path / "out" / "labels.nii.gz", kind="labels").grid.equals(read(scan).grid, tolerance=0)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["support"]["sha256"] == listed[0]["sha256"]
+    assert manifest["options"]["weights"] == "mine"
     banner = Image.open(tmp_path / "out" / "preview.png").convert("RGB").getpixel((5, 5))
     assert isinstance(banner, tuple)
     assert banner[0] > 150 > banner[1] + 80, "random weights are told in red"

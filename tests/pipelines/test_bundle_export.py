@@ -45,7 +45,7 @@ REFUSED = {  # and what of each is named as the reason
     **dict.fromkeys(template_names(), "without weights.*then export RUN"),
     **dict.fromkeys(("db-sam", "db-sam-small", "medsam", "sam"), "boxes or masks mark.*medseg infer --box"),
     "her-seg-pretrain": "teaches an encoder.*--from RUN",
-    "support-set": "support set outlines.*medseg infer --support",
+    **dict.fromkeys(("sam2-sgp", "support-set"), "support set outlines.*medseg infer --support"),
 }
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all bundles
 SHIPPED = [name for name in recipe_names() if name not in REFUSED]

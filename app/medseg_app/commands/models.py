@@ -10,6 +10,7 @@ from medseg_pipelines.recipe import (
     Recipe,
     Scope,
     SegmentationRecipe,
+    SupportRecipe,
     brought_names,
     imported_names,
     load_recipe,
@@ -75,7 +76,7 @@ def _card(folder: Path) -> str | None:
 def _print_card(recipe: Recipe, folder: Path) -> None:
     weights = folder / recipe.weights.file
     size = size_text(weights.stat().st_size) if weights.is_file() else "none: this recipe is to be trained first"
-    if isinstance(recipe, PromptRecipe) and recipe.checkpoint is not None:
+    if isinstance(recipe, PromptRecipe | SupportRecipe) and recipe.checkpoint is not None:
         size = f"brought by you as {recipe.checkpoint} (`medseg weights add {recipe.checkpoint}`)"
     rows = {
         "task": recipe.task,

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from medseg.io.pictures import is_picture
-from medseg_pipelines.recipe import PromptRecipe, Recipe, brought_names, imported_names, load_recipe, recipe_names
+from medseg_pipelines.recipe import (
+    PromptRecipe,
+    Recipe,
+    SupportRecipe,
+    brought_names,
+    imported_names,
+    load_recipe,
+    recipe_names,
+)
 from medseg_pipelines.sections import PictureScope
 from medseg_pipelines.weights.cache import WEIGHTS_FILE, weights_folder
 
@@ -29,5 +37,5 @@ def runs_on_picture(recipe: Recipe, image: Path) -> bool:
 
 
 def _has_weights(recipe: Recipe) -> bool:
-    checkpoint = recipe.checkpoint if isinstance(recipe, PromptRecipe) else None
+    checkpoint = recipe.checkpoint if isinstance(recipe, PromptRecipe | SupportRecipe) else None
     return checkpoint is not None and (weights_folder() / checkpoint / WEIGHTS_FILE).is_file()

@@ -8,8 +8,9 @@ from time import monotonic
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-from medseg.errors import ModelMissing, UsageError
+from medseg.errors import UsageError
 from medseg.networks.sam import Sam, load_published, preset_of
 from medseg.picture import Picture
 from medseg.prompts import Box, Mask, Point, Prompts
@@ -27,26 +28,12 @@ from medseg_pipelines.prompting.session import PromptedNetwork, Segmented, Sessi
 from medseg_pipelines.recipe import PromptRecipe
 from medseg_pipelines.results import Outcome, Result
 from medseg_pipelines.statistics import measure
-from medseg_pipelines.weights.cache import load_brought
-from medseg_pipelines.words import UNKNOWN_ORIGIN
 
 _KINDS: dict[str, type] = {"points": Point, "boxes": Box, "masks": Mask}
 
 
 class Prompting(EitherKind[PromptRecipe]):
-    """A network that follows prompts, ready to run.
-
-    Args:
-        recipe: What to do.
-        folder: Where the recipe lies, and the weights where it needs none from users.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        engine: "auto", "eager" or "channels-last".
-        weights: Name in `medseg weights`, in place of the one that the recipe asks for.
-
-    Raises:
-        ModelMissing: The weights are absent, or not those of the network; the message says what to fetch.
-        UsageError: There is no such device or engine.
-    """
+    """A network that follows prompts, ready to run; arguments as in `EitherKind`, and only PyTorch's own engines."""
 
     def __init__(
         self,
@@ -59,9 +46,7 @@ class Prompting(EitherKind[PromptRecipe]):
     ) -> None:
         if engine not in ("auto", "eager", "channels-last"):
             raise UsageError(f"engine of a model with prompts must be auto, eager or channels-last, got '{engine}'")
-        self.brought = weights or recipe.checkpoint
-        self._unknown = False
-        super().__init__(recipe, folder, device=device, engine=engine)
+        super().__init__(recipe, folder, device=device, engine=engine, weights=weights)
         self.prompted = PromptedNetwork(
             network=cast("Sam", self._network),
             options=recipe.prompting,
@@ -95,27 +80,10 @@ class Prompting(EitherKind[PromptRecipe]):
             seconds=round(seconds, 1),
         )
 
-    def _fill(self, folder: Path) -> None:
-        """Weights from beside the recipe or from the user's folder, and what is known of them."""
-        if self.brought is None:
-            super()._fill(folder)
-            return
-        brought, state = load_brought(self.brought)
+    def _take(self, state: dict[str, Tensor]) -> list[str]:
         if self.recipe.network.name == "sam":
             self._network = nets.build("sam", {**self.recipe.network.options, "preset": preset_of(state)})
-        try:
-            fresh = load_published(cast("Sam", self._network), state)
-        except ModelMissing as error:
-            raise ModelMissing(f"weights '{self.brought}' are not of {self.recipe.network.name}: {error}") from None
-        told = {
-            "file": brought.source,
-            "sha256": brought.sha256,
-            "trained": brought.trained is not False and not fresh,
-            "parameters": brought.parameters,
-        }
-        self._unknown = brought.trained is None
-        weights = self.recipe.weights.model_copy(update=told)
-        self.recipe = self.recipe.model_copy(update={"weights": weights, "licence": brought.licence or "unknown"})
+        return load_published(cast("Sam", self._network), state)
 
     def _check_options(self, options: RunOptions) -> None:
         name, accepts = self.recipe.name, self.recipe.prompting.accepts
@@ -127,9 +95,6 @@ class Prompting(EitherKind[PromptRecipe]):
         known = tuple(_KINDS[kind] for kind in accepts)
         if not all(isinstance(item, known) for item in options.prompts.items):
             raise UsageError(f"model {name} has learned to follow {', '.join(accepts)}, got other prompts as well")
-
-    def _weight_doubts(self) -> list[str]:
-        return [UNKNOWN_ORIGIN] if self._unknown and self.recipe.weights.trained else super()._weight_doubts()
 
     def _run(self, case: Case, options: RunOptions, warnings: list[str], report: Reporter) -> Result:
         volume, prompts = case.volume, _in_space(options.prompts, "mm")
@@ -187,10 +152,9 @@ class Prompting(EitherKind[PromptRecipe]):
 
     def _told_options(self, options: RunOptions, session: Session) -> dict[str, Any]:
         assert options.prompts is not None, "checked before"
+        followed = {"propagate": options.propagate, "consensus": options.consensus, "window": options.window}
         told = {"force_scope": options.force_scope, "prompts_sha256": digest_of(options.prompts)}
-        if self.brought is not None:
-            told["weights"] = self.brought
-        return {**told, "propagate": options.propagate, "consensus": options.consensus, "window": options.window}
+        return {**told, **self._told_brought(), **followed}
 
     def _peak_bytes(self, image: Volume | Picture) -> int:
         pixels = image.voxels.size if isinstance(image, Volume) else image.size[0] * image.size[1]
