@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 	@OMP_NUM_THREADS=$$(nproc 2>/dev/null || echo 2) $(BIN)/python tests/demo.py demo-output
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --durations 25
 
 # What needs packages of the operating system skips in `make test`; here they are installed, and a lack of them fails.
 test-all: extras

@@ -94,9 +94,11 @@ class FramesTaken:
 
     Attributes:
         total: Frames of the run.
+        main: Name of the file with their pages.
     """
 
     total: int
+    main: str
     rows: list[tuple[object, ...]] = field(default_factory=list)
     sheet: list[tuple[int, Image.Image]] = field(default_factory=list)
     doubts: dict[str, int] = field(default_factory=dict)  # warnings, and in how many frames
@@ -113,10 +115,8 @@ class FramesTaken:
             self.doubts[warning] = self.doubts.get(warning, 0) + 1
         if isinstance(result, PictureResult):
             self.rows += [(number, f.label, f.name, f"{f.value:.6g}", f.unit) for f in result.figures]
-            self.names = {
-                "file": "labels.tif",
-                **{k: v for k, v in result.names().items() if k not in ("file", "things")},
-            }
+            told = {key: value for key, value in result.names().items() if key != "things"}
+            self.names = {**told, "file": self.main}
         else:
             self.rows += [(number, "", name, value, "") for name, value in result.statistics().items()]
         if self.done * min(_SHOWN, self.total) >= len(self.sheet) * self.total:

@@ -64,10 +64,10 @@ class PictureRunner(Runner[FlatRecipe], Generic[FlatRecipe, Found]):
             Cancelled: The callback said so.
         """
         case = file if isinstance(file, FramesCase) else read_frames_case(Path(file), wanted)
-        report, taken = Reporter(progress), FramesTaken(total=len(case.chosen))
+        report, taken = Reporter(progress), FramesTaken(total=len(case.chosen), main=self._pages)
         report.start("frames")
-        folder, main, size = tempfile.TemporaryDirectory(prefix="medseg-frames-"), self._pages, (0, 0)
-        with pages_to(Path(folder.name) / main) as pages:
+        folder, size = tempfile.TemporaryDirectory(prefix="medseg-frames-"), (0, 0)
+        with pages_to(Path(folder.name) / taken.main) as pages:
             for number, frame in case.cases(options.get("memory_limit")):
                 size = frame.picture.size
                 try:
@@ -82,9 +82,13 @@ class PictureRunner(Runner[FlatRecipe], Generic[FlatRecipe, Found]):
         output = {"voxels_sha256": taken.digest, "frames": taken.done}
         asked = {"force_scope": RunOptions(**options).force_scope}
         manifest = self._told(case.facts(size), output, asked, report.seconds, taken.warnings())
-        sheet = tuple(taken.sheet)
         return FramesResult(
-            manifest=manifest, recipe=self.recipe, folder=folder, main=main, sheet=sheet, names=taken.names
+            manifest=manifest,
+            recipe=self.recipe,
+            folder=folder,
+            main=taken.main,
+            sheet=tuple(taken.sheet),
+            names=taken.names,
         )
 
     @abstractmethod

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medseg.geometry import to_ras
 from medseg.io import read
 from medseg.losses import focal_region_loss
+from medseg.turns import TURNS, turned
 from medseg_pipelines.portable.slices import regions_from
 from medseg_pipelines.portable.volumes import plain_tensor, require_one_grid
 from medseg_pipelines.slice_restoration import SliceStack
@@ -68,11 +69,11 @@ class RandSliced(RandomizableTransform, MapTransform):
         stacks = [_mirrored(np.asarray(data[name]), self.crop) for name in names]
         width, height, depth = stacks[0].shape
         x, y, middle = (int(self.R.randint(n)) for n in (width - self.crop + 1, height - self.crop + 1, depth))
-        turns, flip = int(self.R.randint(4)), bool(self.R.randint(2))
+        way = int(self.R.randint(TURNS))
         reach = self.slices.context // 2
         around = np.clip(np.arange(middle - reach, middle + reach + 1), 0, depth - 1)
-        crops = [np.rot90(each[x : x + self.crop, y : y + self.crop, around], turns) for each in stacks]
-        degraded, target, regions, *guide = (np.ascontiguousarray(each[::-1] if flip else each) for each in crops)
+        square = np.s_[x : x + self.crop, y : y + self.crop]
+        degraded, target, regions, *guide = (turned(each[*square, around], way) for each in stacks)
         ids = torch.from_numpy(regions[None, :, :, reach].astype(np.float32))
         clean = guide[0][:, :, reach : reach + 1] if guide else None
         seen = network_input(degraded, [reach], self.slices, guide=clean)[0]

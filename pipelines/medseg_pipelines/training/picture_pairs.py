@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from medseg.errors import InputRefused, UsageError
 from medseg.io.pictures import read_picture
 from medseg.networks.rat import RAT
+from medseg.turns import TURNS, turned
 from medseg_pipelines.picture_blending import enlarged_regions, picture_regions
 from medseg_pipelines.recipe import PictureRestorationRecipe
 from medseg_pipelines.regions import partitioner
@@ -61,21 +62,15 @@ class PictureCrops(Dataset[Batch]):
 
         degraded, target = self.pairs[below(len(self.pairs))]
         side, scale = self.options.crop, self.recipe.scale
-        y, x, way = below(degraded.shape[1] - side + 1), below(degraded.shape[2] - side + 1), below(8)
-        small = _turned(degraded[:, y : y + side, x : x + side], way)
-        large = _turned(target[:, y * scale : (y + side) * scale, x * scale : (x + side) * scale], way)
+        y, x, way = below(degraded.shape[1] - side + 1), below(degraded.shape[2] - side + 1), below(TURNS)
+        small = turned(degraded[:, y : y + side, x : x + side], way, axes=(1, 2))
+        large = turned(target[:, y * scale : (y + side) * scale, x * scale : (x + side) * scale], way, axes=(1, 2))
         if not self.recipe.colour:
             channel = below(len(small))
             small, large = small[channel : channel + 1], large[channel : channel + 1]
         section = self.recipe.partition
         regions = enlarged_regions(picture_regions(small, partitioner(section.kind, section.options)), scale)
         return torch.from_numpy(small), torch.from_numpy(large), torch.from_numpy(regions)
-
-
-def _turned(planes: np.ndarray, way: int) -> np.ndarray:
-    """One of the eight turns and flips of a square (C, n, n)."""
-    turned = np.rot90(planes, way % 4, axes=(1, 2))
-    return np.ascontiguousarray(turned[:, ::-1] if way >= 4 else turned)
 
 
 class PicturePairCourse(Course[PicturePairOptions]):

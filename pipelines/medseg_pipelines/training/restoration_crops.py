@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from medseg.degradation import add_rician_noise, smooth_field
 from medseg.partition import partition
+from medseg.turns import TURNS, turned
 from medseg_pipelines.recipe import RestorationRecipe
 from medseg_pipelines.regions import partitioner
 from medseg_pipelines.slices import find_guide, network_input
@@ -141,9 +142,9 @@ class Crops(Dataset[Batch]):
         self, slab: Slab, square: tuple[slice, slice], around: list[int], generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What the network sees of a square and what it should give, in one of eight orientations."""
-        reach, way = self.slices.context // 2, _below(8, generator)
-        target, degraded = (_turned(part[*square, around], way) for part in (slab.target, slab.degraded))
-        guide = None if slab.guide is None else _turned(slab.guide[*square, around[reach : reach + 1]], way)
+        reach, way = self.slices.context // 2, _below(TURNS, generator)
+        target, degraded = (turned(part[*square, around], way) for part in (slab.target, slab.degraded))
+        guide = None if slab.guide is None else turned(slab.guide[*square, around[reach : reach + 1]], way)
         image = network_input(degraded, [reach], self.slices, guide=guide)[0]
         regions = partition(degraded[:, :, reach : reach + 1], self.how)[:, :, 0]
         return image, torch.from_numpy(target[None, :, :, reach].copy()), torch.from_numpy(regions).long()
@@ -188,9 +189,3 @@ class Crops(Dataset[Batch]):
 
 def _below(count: int, generator: torch.Generator) -> int:
     return int(torch.randint(max(1, count), (), generator=generator))
-
-
-def _turned(crop: np.ndarray, way: int) -> np.ndarray:
-    """One of the eight turns and flips of a square crop, (X, Y, S)."""
-    turned = np.rot90(crop, way % 4)
-    return np.ascontiguousarray(turned[::-1] if way >= 4 else turned)

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from medseg.errors import InputRefused
+from medseg.turns import TURNS, turned
 from medseg_pipelines.prompting.frame import Frame, small_mask
 from medseg_pipelines.prompting.given import Rectangle, tight_box
 from medseg_pipelines.prompting.stack import Stack
 from medseg_pipelines.sections import PromptOptions
 
-_TURNS = 8  # quarter turns, and those of the mirrored slice
 _GONE = 0.5  # share of the boxes from a neighbour that show where a structure has ended
 
 
@@ -178,18 +178,18 @@ class Boxes(Dataset[BoxBatch]):
         first = self.sightings.draw(rng, how.neighbours)
         others = self.here[first.stack, first.at]
         chosen = [first, *(others.draw(rng, how.neighbours) for _ in range(how.boxes - 1))]
-        turn = int(rng.integers(_TURNS)) if how.turns else 0
+        turn = int(rng.integers(TURNS)) if how.turns else 0
         each = self.outlined[first.stack]
-        slice_ = _turned(each.stack.slices[first.at], turn)
+        slice_ = turned(each.stack.slices[first.at], turn)
         down, across = each.stack.spacing
         size = (slice_.shape[0], slice_.shape[1])
         frame = Frame.of(size, (across, down) if turn % 2 else (down, across), self.side, fit=self.prompting.fit)
         boxes, targets = [], []
         for sighting in chosen:
             reach = how.jitter if sighting.boxed == sighting.at else 2 * self.prompting.margin
-            box = _grown(_turned(each.ids[sighting.boxed] == sighting.label, turn), reach * max(size), rng)
+            box = _grown(turned(each.ids[sighting.boxed] == sighting.label, turn), reach * max(size), rng)
             boxes.append(frame.moved(box.reshape(2, 2)).reshape(1, 4))
-            mask = _turned(each.ids[sighting.at] == sighting.label, turn)
+            mask = turned(each.ids[sighting.at] == sighting.label, turn)
             targets.append((small_mask(mask, frame, self.grid, self.side) > 0.5).float())
         placed = torch.from_numpy(np.concatenate(boxes)).float()
         return (first.stack, first.at, turn), slice_, frame, placed, torch.cat(targets)
@@ -200,9 +200,3 @@ def _grown(mask: np.ndarray, reach: float, rng: np.random.Generator) -> np.ndarr
     away = rng.uniform(0, reach, 4) * (-1, -1, 1, 1)
     limits = np.array(mask.shape[::-1] * 2)  # ends may lie on the border, as published
     return (np.array(tight_box(mask)) + away).clip(0, limits)
-
-
-def _turned(slice_: np.ndarray, turn: int) -> np.ndarray:
-    """A slice after some quarter turns, from the fourth on mirrored as well."""
-    turned = np.rot90(slice_, turn % 4)
-    return np.ascontiguousarray(turned[:, ::-1] if turn >= _TURNS // 2 else turned)

@@ -11,7 +11,7 @@ from torch import nn
 
 from medseg.io.pictures import read_ids
 from medseg_pipelines.bundle.kinds.kind import Part, Steps, Training, Words, plain
-from medseg_pipelines.bundle.kinds.pictures import PictureKind, pixels_fault, saving_pixels
+from medseg_pipelines.bundle.kinds.pictures import PictureKind, picture_fault, saving_pixels
 from medseg_pipelines.bundle.kinds.specimen import made_up_cells
 from medseg_pipelines.bundle.vendor import target_of
 from medseg_pipelines.picture_instances import PictureInstanceSegmentation, separation_of
@@ -77,6 +77,4 @@ class InstanceKind(PictureKind):
         """The number of pixels that differ."""
         expected = PictureInstanceSegmentation(self.recipe, recipe_folder(model), device="cpu")(scan, force_scope=True)
         written = folder / f"{scan.stem}_{self.POSTFIX}{Path(expected.main_file).suffix}"
-        if not written.is_file():
-            return "the run wrote no numbers"
-        return pixels_fault(read_ids(written), expected.labels)
+        return picture_fault(written, read_ids, expected.labels)

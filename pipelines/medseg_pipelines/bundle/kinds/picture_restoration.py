@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medseg.io.pictures import read_picture
 from medseg_pipelines.bundle.kinds.kind import Kind, Part, Steps, Words, plain
-from medseg_pipelines.bundle.kinds.pictures import pixels_fault, saving_pixels
+from medseg_pipelines.bundle.kinds.pictures import picture_fault, saving_pixels
 from medseg_pipelines.bundle.kinds.regional import require_portable, unused_partitioners
 from medseg_pipelines.bundle.kinds.specimen import made_up_fundus
 from medseg_pipelines.bundle.vendor import target_of
@@ -114,11 +114,9 @@ class PictureRestorationKind(Kind[PictureRestorationRecipe]):
 
     def fault(self, model: str | Path, scan: Path, folder: Path) -> str | None:
         """The number of pixels that differ."""
+        expected = PictureRestoration(self.recipe, recipe_folder(model), device="cpu")(scan, force_scope=True).pixels
         written = folder / f"{scan.stem}_{self.POSTFIX}.png"
-        if not written.is_file():
-            return "the run wrote no picture"
-        result = PictureRestoration(self.recipe, recipe_folder(model), device="cpu")(scan, force_scope=True)
-        return pixels_fault(read_picture(written).pixels, result.pixels)
+        return picture_fault(written, lambda path: read_picture(path).pixels, expected)
 
     def _side(self) -> int:
         """Pixels of a window that the network takes; also of what is recorded."""

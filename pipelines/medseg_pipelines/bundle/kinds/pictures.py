@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -157,12 +158,8 @@ class PictureKind(Kind[PictureRecipe]):
 
     def fault(self, model: str | Path, scan: Path, folder: Path) -> str | None:
         """The number of pixels that differ."""
-        written = folder / f"{scan.stem}_{self.POSTFIX}.png"
-        if not written.is_file():
-            return "the run wrote no mask"
-        found = read_indexed(written)
         expected = PictureSegmentation(self.recipe, recipe_folder(model), device="cpu")(scan, force_scope=True).labels
-        return pixels_fault(found, expected)
+        return picture_fault(folder / f"{scan.stem}_{self.POSTFIX}.png", read_indexed, expected)
 
     def prepared(self) -> Part:
         """What is said of the preparation, wherever pictures are prepared."""
@@ -192,8 +189,13 @@ def saving_pixels(postfix: str) -> Part:
     }
 
 
-def pixels_fault(found: NDArray[np.integer], expected: NDArray[np.integer]) -> str | None:
-    """How two pictures with ids differ."""
+def picture_fault(
+    written: Path, read: Callable[[Path], NDArray[np.integer]], expected: NDArray[np.integer]
+) -> str | None:
+    """How the picture that a run wrote differs from the expected one, or that it wrote none."""
+    if not written.is_file():
+        return f"the run wrote no {written.name}"
+    found = read(written)
     if found.shape != expected.shape:
         return f"a picture of {found.shape}, expected {expected.shape}"
     differ = int(np.count_nonzero(found != expected))
