@@ -1,6 +1,7 @@
 """Gradio's own routes under attack: files of the server, files of another user; and the next user is served."""
 
 import io
+import logging
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from medseg_app.server import site
 from medseg_app.server.accounts import hash_password
 from medseg_app.server.guard import LOOPBACK
 from medseg_app.server.place import Settings
+from medseg_app.server.quiet import WithoutText
 
 ADDRESS = "http://127.0.0.1:7860"
 STUB = (sys.executable, "-I", stub_job_worker.__file__)
@@ -42,9 +44,9 @@ def _told(user: TestClient, route: str, content: dict[str, Any]) -> str:
     return user.get(f"/gradio_api/call/{route}/{event}").text
 
 
-def test_no_route_reads_files_of_the_server(server: Any) -> None:
+def test_no_route_reads_files_of_the_server(server: Any, capfd: pytest.CaptureFixture[str]) -> None:
     ann = _user(server, "ann")
-    file = {"path": __file__, "meta": {"_type": "gradio.FileData"}}
+    file = {"path": __file__, "orig_name": "Meier^Petra.nii", "meta": {"_type": "gradio.FileData"}}
     call = {"data": [file, "mr-denoise", False]}
     told = [
         _told(ann, "segment", call),
@@ -56,6 +58,22 @@ def test_no_route_reads_files_of_the_server(server: Any) -> None:
     assert ann.get("/api/v1/uploads").json() == []
     for route in ("run", "api"):
         assert ann.post(f"/gradio_api/{route}/segment", json=call).status_code == 404
+    printed = "".join(capfd.readouterr())
+    assert printed.count("a call through gradio failed (InvalidPathError)") == 3
+    assert not [word for word in (Path(__file__).name, "Meier", "Traceback") if word in printed]
+
+
+def test_the_log_tells_where_a_failure_was_and_not_what_it_said() -> None:
+    named = Path("/nowhere/Meier^Petra.nii")
+    try:
+        named.read_bytes()
+    except OSError:
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception in %s\n", ("app",), sys.exc_info())
+    assert WithoutText().filter(record)
+    told = logging.Formatter().format(record)
+    assert told.startswith("Exception in app: FileNotFoundError\n")
+    assert "test_hostile.py" in told
+    assert "Meier" not in told
 
 
 def test_no_user_fetches_the_files_of_another(server: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from medseg_app.output import tell
 from medseg_app.server.accounts import read_accounts
 from medseg_app.server.guard import LOOPBACK
 from medseg_app.server.place import Settings
+from medseg_app.server.quiet import WithoutText
 from medseg_app.server.site import build_site
 from medseg_pipelines.pacs.address import parse_destination
 
@@ -58,6 +60,7 @@ def run(
     config = uvicorn.Config(
         site, host=host, port=port, log_level="warning", access_log=False, server_header=False, ws="none"
     )
+    logging.getLogger("uvicorn.error").addFilter(WithoutText())
     try:
         uvicorn.Server(config).run()
     except KeyboardInterrupt:  # uvicorn passes on the signal after it has stopped in order: nothing went wrong

@@ -21,6 +21,7 @@ from medseg_app.jobs.offered import offered_names
 from medseg_app.jobs.store import kept_name
 from medseg_app.jobs.table import Job
 from medseg_app.server.place import Place
+from medseg_app.server.quiet import hush
 from medseg_app.server.report import PAGE, strings
 from medseg_app.server.results import zipped
 from medseg_pipelines.words import RADIOLOGICAL, RESEARCH_USE, RESTORED, RESTORED_MARK, UNTRAINED_BANNER
@@ -44,7 +45,9 @@ def mount_page(app: FastAPI, place: Place) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "0"  # before the import: Gradio asks its vendor's server otherwise
     os.environ["GRADIO_TEMP_DIR"] = str(place.store.passing)
     import gradio as gr
+    from gradio import queueing, routes
 
+    hush(queueing, routes)
     age = int(3600 * place.settings.limits.keep_hours)
     words = strings()
     screens = _markup(words)
