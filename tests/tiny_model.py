@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from dicom_cases import Case
 from medseg.volume import Volume
 from medseg_pipelines.recipe import RECIPE_FILE, recipe_folder
 from random_model import random_network, write_random_model
@@ -52,3 +53,10 @@ def head(*, spacing: float = 4.0, orientation: str = "RAS") -> Volume:
             affine[axis, axis] *= -1
             affine[axis, 3] *= -1
     return Volume(voxels.round().astype(np.int16), affine)
+
+
+def head_series(folder: Path, **options: Any) -> Path:
+    """The same as a DICOM series; `options` are those of the made-up case."""
+    pixels = np.ascontiguousarray(head().voxels.transpose(2, 1, 0)[:, ::-1, ::-1])
+    case = Case(pixels=pixels, spacing=(4.0, 4.0, 4.0), origin=(-98.0, -98.0, -100.0), **options)
+    return case.write(folder, shuffled=1)

@@ -5,6 +5,7 @@ from medseg.errors import UsageError
 LABEL_FORMATS = ("nifti", "seg", "rtstruct", "sr", "sc")
 RESTORED_FORMATS = ("nifti", "dicom", "sc")
 SEG_ENCODINGS = ("binary", "labelmap")
+_LABELLING = ("segmentation", "prompting", "support-segmentation")  # tasks whose result is a label map
 DICOM_FOLDER = "dicom"  # within the folder of a result, for everything but "nifti"
 
 
@@ -28,7 +29,7 @@ def require_for_task(formats: tuple[str, ...], task: str) -> None:
     Raises:
         UsageError: A format is not for this task.
     """
-    possible = LABEL_FORMATS if task in ("segmentation", "prompting") else RESTORED_FORMATS
+    possible = LABEL_FORMATS if task in _LABELLING else RESTORED_FORMATS
     wrong = [name for name in formats if name not in possible]
     if wrong:
         raise UsageError(f"format of a {task} must be one of {', '.join(possible)}, got '{wrong[0]}'")

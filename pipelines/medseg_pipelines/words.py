@@ -4,6 +4,11 @@ RESEARCH_USE = "Research use only. Not a medical device. Results need checking b
 UNTRAINED = "Untrained weights: the result has no meaning."
 UNKNOWN_ORIGIN = "Weights of unknown origin: nothing tells who trained them, on what, or whether at all."
 UNTRAINED_BANNER = "UNTRAINED MODEL - THIS RESULT HAS NO MEANING"
+MANUALLY_CORRECTED = "Manually corrected."
 RADIOLOGICAL = "Radiological convention: the left of the picture is the right of the patient."
 RESTORED_MARK = "RESTORED"
 RESTORED = "A restored image may show structures that were never acquired: always compare with the original."
+EXAMPLES_TRAVEL = (
+    "Its weights hold what the network made of the slices of a support set: no images, but they may reveal something "
+    "of them. Give it only to those who may have the images."
+)

@@ -4,24 +4,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+import highdicom as hd
 import numpy as np
+import pydicom
 import pytest
 
 import page_worker
 from medseg import io
+from medseg.errors import InputRefused
 from medseg.volume import Volume
 from medseg_app.jobs.worker import answer
 from medseg_app.server.report import report
-from tiny_model import head
+from medseg_pipelines.pacs.sending import patient_of, require_trained
+from tiny_model import head, head_series
 
 
 @pytest.fixture(scope="module")
 def segmented(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of a server with one upload and one result."""
     home = tmp_path_factory.mktemp("home")
-    for folder in ("upload", "jobs/first"):
-        (home / folder).mkdir(parents=True)
+    (home / "upload").mkdir()
     io.write(head(), home / "upload" / "image000000.nii.gz")
+    return _segmented(home)
+
+
+def _segmented(home: Path) -> Path:
+    """Run the model that these tests stand in for on the upload, as the first job."""
+    (home / "jobs" / "first").mkdir(parents=True)
     page_worker.PARTS = 0
     task = _task(home, "first", {"model": "brain-structures", "confirmed": False})
     page_worker.run({**task, "folder": home / "jobs" / "first", "upload": home / "upload"}, lambda event: None)
@@ -92,6 +101,60 @@ def test_rejected_structures_leave_the_label_map_and_the_result_says_so(segmente
         assert (state, words in reason) == ("refused", True), reason
     left = [each["id"] for each in json.loads((folder / "labels.json").read_text())["labels"]]
     assert "at least one structure must be accepted" in reject("nothing", "less", left)[1]
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a DICOM series."""
+    home = tmp_path_factory.mktemp("scanned")
+    head_series(home / "upload")
+    return _segmented(home)
+
+
+def test_a_correction_of_dicom_images_goes_home_as_a_segmentation_object(scanned: Path) -> None:
+    before = io.read(scanned / "jobs" / "first" / "result" / "labels.nii.gz", kind="labels")
+    voxels = before.voxels.copy()
+    voxels[20:24, 20:24, 20:24] = 15
+    assert _correct(scanned, "painted", before.with_voxels(voxels)) == ("done", "")
+    request = {"of": "painted", "rejected": [1], "comment": "", "formats": ["sr", "rtstruct"]}
+    assert answer(_task(scanned, "judged", request), lambda event: None) == ("done", "")
+    series = io.read(scanned / "upload").source.series
+    first = json.loads((scanned / "jobs" / "first" / "result" / "manifest.json").read_text())
+    for job, expected in (("painted", voxels), ("judged", np.where(voxels == 1, 0, voxels))):
+        folder = scanned / "jobs" / job / "result"
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert "dicom/segmentation.dcm" in manifest["files"]
+        back = hd.seg.segread(folder / "dicom" / "segmentation.dcm")
+        uids = [plane.instance.uid for plane in series.slices]
+        found = back.get_pixels_by_source_instance(uids, combine_segments=True)
+        assert np.array_equal(found > 0, series.to_slices(expected) > 0)
+        assert back.SeriesDescription == "Segmentation, corrected (not for diagnosis) brain-structures"
+        assert back.ContentDescription.startswith("Manually corrected. Research use only.")
+        for segment in back.SegmentSequence:
+            assert segment.SegmentAlgorithmType == "SEMIAUTOMATIC"
+            told = segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmParameters
+            assert first["output"]["voxels_sha256"] in told
+            assert str(manifest["correction"]["changed_voxels"]) in told
+        objects = sorted((folder / "dicom").iterdir())
+        require_trained(objects)
+        assert "PAT-4711" in patient_of(objects[0])
+    assert {path.name for path in objects} == {"segmentation.dcm", "report.dcm", "structures.dcm"}
+    structures = pydicom.dcmread(objects[-1]).StructureSetROISequence
+    assert {region.ROIGenerationAlgorithm for region in structures} == {"SEMIAUTOMATIC"}
+
+
+def test_headers_that_allow_no_object_do_not_lose_what_was_painted(
+    scanned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise InputRefused("images must carry UIDs, some do not")
+
+    monkeypatch.setattr("medseg_pipelines.dicom_out.writing.check_source", refuse)
+    before = io.read(scanned / "jobs" / "first" / "result" / "labels.nii.gz", kind="labels")
+    assert _correct(scanned, "bare", before.with_voxels(np.roll(before.voxels, 1, 0))) == ("done", "")
+    folder = scanned / "jobs" / "bare" / "result"
+    assert not (folder / "dicom").exists()
+    assert "no DICOM objects" in json.loads((folder / "manifest.json").read_text())["warnings"][-1]
 
 
 def test_what_does_not_fit_is_refused(segmented: Path) -> None:

@@ -7,23 +7,15 @@ import highdicom as hd
 import numpy as np
 import pydicom
 
-from dicom_cases import PRIVATE, Case
+from dicom_cases import PRIVATE
 from medseg.io import read
-from tiny_model import head
+from tiny_model import head_series
 
 from .conftest import Call
 
 
-def scanned(folder: Path, **options: object) -> Path:
-    """The head of the tiny model as a DICOM series."""
-    volume = head()
-    pixels = np.ascontiguousarray(volume.voxels.transpose(2, 1, 0))[:, ::-1, ::-1]
-    case = Case(pixels=np.ascontiguousarray(pixels), spacing=(4.0, 4.0, 4.0), origin=(-98.0, -98.0, -100.0), **options)
-    return case.write(folder, shuffled=1)
-
-
 def test_every_object_of_a_segmentation(call: Call, model: Path, tmp_path: Path) -> None:
-    folder = scanned(tmp_path / "scan.1")
+    folder = head_series(tmp_path / "scan.1")
     answer = call("infer", folder, "-m", model, "--format", "nifti,seg,rtstruct,sr,sc", "--json", "-q")
     assert answer.exit_code == 0, answer.stderr
     case = json.loads(answer.stdout)["cases"][0]
@@ -54,7 +46,7 @@ def test_every_object_of_a_segmentation(call: Call, model: Path, tmp_path: Path)
 def test_a_tilted_series_is_corrected_and_its_results_lie_on_its_slices(
     call: Call, model: Path, tmp_path: Path
 ) -> None:
-    folder = scanned(tmp_path / "scan", shear=(0.0, 1.0))
+    folder = head_series(tmp_path / "scan", shear=(0.0, 1.0))
     refused = call("infer", folder, "-m", model, "--format", "seg")
     assert (refused.exit_code, refused.stdout) == (3, "")
     assert "gantry tilt of 14.04 degrees" in refused.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from medseg import io
 from medseg.errors import InputRefused
 from medseg.volume import Volume
 from medseg_app.jobs.opening import image_in
-from medseg_app.jobs.views import VIEWS, write_view
+from medseg_app.jobs.views import extras
 from medseg_pipelines.case import hash_volume, read_case
 from medseg_pipelines.events import Event
+from medseg_pipelines.formats import parse_formats
 from medseg_pipelines.manifest import read_manifest
 from medseg_pipelines.recipe import Label, Recipe, load_recipe
 from medseg_pipelines.results import LABELS_JSON, LabelResult
@@ -73,7 +74,24 @@ def correct(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
         manifest=_manifest(manifest, change, int(np.count_nonzero(after.voxels != before.voxels))),
         recipe=_recipe(manifest),
     )
-    result.save(task["folder"] / "result", also=lambda folder: _views(folder, after))
+    _save(result, task["folder"] / "result", request.get("formats") or ())
+
+
+def _save(result: LabelResult, folder: Path, formats: Sequence[str]) -> None:
+    """Write a result, of DICOM images with a segmentation object and whatever else the model was asked for.
+
+    What somebody has painted is not lost for headers that allow no object: it is then kept without one, and says so.
+    """
+    source = result.image.source
+    wanted = parse_formats(",".join(("seg", *formats))) if source is not None and source.series is not None else ()
+    try:
+        result.save(folder, also=extras(result, wanted))
+    except InputRefused:
+        if not wanted:
+            raise
+        warnings = [*result.warnings, "no DICOM objects: the headers of the images do not allow them"]
+        bare = replace(result, manifest={**result.manifest, "warnings": warnings})
+        bare.save(folder, also=extras(bare, ()))
 
 
 def label_file(folder: Path) -> Path:
@@ -157,8 +175,3 @@ def _volume_file(folder: Path) -> Path:
     if found.suffix == ".png":
         raise InputRefused("only label maps of volumes can be corrected here; this result has one of a picture")
     return found
-
-
-def _views(folder: Path, labels: Volume) -> None:
-    (folder / VIEWS).mkdir()
-    write_view(labels, folder / VIEWS / "main.nii")

@@ -9,11 +9,10 @@ from typing import Any
 
 from medseg.errors import UsageError
 from medseg.io.prompts import FORMAT, read_prompts
-from medseg.volume import Volume
 from medseg_app.jobs.offered import BY_EXAMPLE, PROMPTING, runs_on_picture
 from medseg_app.jobs.opening import image_in
 from medseg_app.jobs.supporting import support_set_of
-from medseg_app.jobs.views import VIEWS, write_view
+from medseg_app.jobs.views import extras
 from medseg_pipelines.case import read_case
 from medseg_pipelines.events import Event
 from medseg_pipelines.formats import parse_formats, require_for_task
@@ -54,7 +53,7 @@ def run(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
     )
     result = _model(request)(case, progress=progress, **options)
     progress(Event(stage="writing", done=0, total=1, seconds_left=None))
-    result.save(task["folder"] / "result", also=_extras(result, formats))
+    result.save(task["folder"] / "result", also=extras(result, formats))
 
 
 def _options(task: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -81,22 +80,3 @@ def _model(request: dict[str, Any]) -> Any:
         _loaded.clear()
         _loaded[key] = load_model(key[0], device=key[1])
     return _loaded[key]
-
-
-def _extras(result: Any, formats: tuple[str, ...]) -> Callable[[Path], None]:
-    """What is written into the result folder beside the result itself."""
-
-    def write(folder: Path) -> None:
-        (folder / VIEWS).mkdir()
-        write_view(result.volume, folder / VIEWS / "main.nii")
-        for name in ("residual", "difference", "regions", "doubt"):
-            volume = getattr(result, name, None)
-            if isinstance(volume, Volume):
-                write_view(volume, folder / VIEWS / f"{name}.nii")
-        if formats:
-            from medseg_pipelines.dicom_out.writing import check_source, writer
-
-            check_source(result.image)
-            writer(result, formats)(folder)
-
-    return write

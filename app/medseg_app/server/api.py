@@ -227,7 +227,7 @@ def _labelled(place: Place, owner: str, job: str) -> Job:
 
 
 def _corrected(place: Place, owner: str, source: Job, change: dict[str, Any]) -> JobAnswer:
-    asked = {key: source.request.get(key) for key in ("series", "time_point", "correct_geometry", "model")}
+    asked = {key: source.request.get(key) for key in ("series", "time_point", "correct_geometry", "model", "formats")}
     upload = must_upload(place, owner, source.upload)
     begun = begin(place, owner, upload, "correct", {**asked, **change, "of": source.id})
     place.audit.record("correct", owner, job=begun.id, of=source.id, rejected=len(change.get("rejected", [])))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from pydicom.uid import generate_uid
 from medseg import __version__
 from medseg.errors import InputRefused
 from medseg.io.dicom import DicomSeries, quiet
-from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
+from medseg_pipelines.words import MANUALLY_CORRECTED, RESEARCH_USE, UNTRAINED
 
 MANUFACTURER = "medseg"
 NOT_FOR_DIAGNOSIS = "not for diagnosis"
@@ -33,12 +33,14 @@ class Origin:
         weights: First digits of the checksum of its weights.
         trained: Whether the model was trained at all.
         warnings: What has to be known beside the result.
+        correction: What a person has changed, as the manifest has it; None for a result as the model gave it.
     """
 
     model: str
     weights: str
     trained: bool
     warnings: tuple[str, ...] = ()
+    correction: Mapping[str, Any] | None = None
 
     @property
     def version(self) -> str:
@@ -48,12 +50,27 @@ class Origin:
     def description(self, what: str) -> str:
         """A series description: what it is, that it is not for diagnosis, and if need be that it means nothing."""
         prefix = "" if self.trained else "UNTRAINED, NO MEANING: "
+        what = what if self.correction is None else f"{what}, corrected"
         return f"{prefix}{what} ({NOT_FOR_DIAGNOSIS}) {self.model}"[:64]
 
     @property
     def remark(self) -> str:
         """The sentences that stand in every object."""
-        return " ".join(((UNTRAINED,) if not self.trained else ()) + (RESEARCH_USE,))
+        untrained = () if self.trained else (UNTRAINED,)
+        corrected = () if self.correction is None else (MANUALLY_CORRECTED,)
+        return " ".join((*untrained, *corrected, RESEARCH_USE))
+
+    @property
+    def by(self) -> str:
+        """The algorithm type of DICOM: the model alone, or the model and a person."""
+        return "AUTOMATIC" if self.correction is None else "SEMIAUTOMATIC"
+
+    @property
+    def parameters(self) -> dict[str, str] | None:
+        """From which result a corrected one was made, and how much of it was changed."""
+        if self.correction is None:
+            return None
+        return {"corrected": self.correction["of_sha256"], "voxels": str(self.correction["changed_voxels"])}
 
     def equipment(self) -> dict[str, Any]:
         """The arguments by which highdicom describes the maker."""

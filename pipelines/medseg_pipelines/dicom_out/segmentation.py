@@ -79,9 +79,12 @@ def _describe(label: Label, number: int, origin: Origin) -> hd.seg.SegmentDescri
         segment_label=label.name[:64],
         segmented_property_category=terms.category,
         segmented_property_type=terms.kind,
-        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues(origin.by),
         algorithm_identification=hd.AlgorithmIdentificationSequence(
-            name=origin.model[:64], family=codes.DCM.ArtificialIntelligence, version=origin.version
+            name=origin.model[:64],
+            family=codes.DCM.ArtificialIntelligence,
+            version=origin.version,
+            parameters=origin.parameters,
         ),
         tracking_uid=generate_uid(),
         tracking_id=label.name[:64],

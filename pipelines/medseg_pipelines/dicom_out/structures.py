@@ -37,7 +37,9 @@ def structure_set(sources: Sources, labels: np.ndarray, names: Sequence[Label], 
         return None
     with written("the structure set"):
         data = _start(sources, origin)
-        data.StructureSetROISequence = Items([_region(n, label, data) for n, label in enumerate(present, start=1)])
+        data.StructureSetROISequence = Items(
+            [_region(number, label, data, origin) for number, label in enumerate(present, start=1)]
+        )
         data.ROIContourSequence = Items(
             [_outlines(number, label, slices, sources) for number, label in enumerate(present, start=1)]
         )
@@ -80,11 +82,11 @@ def _start(sources: Sources, origin: Origin) -> FileDataset:
     return data
 
 
-def _region(number: int, label: Label, data: Dataset) -> Dataset:
+def _region(number: int, label: Label, data: Dataset, origin: Origin) -> Dataset:
     item = Dataset()
     item.ROINumber, item.ROIName = number, label.name[:64]
     item.ReferencedFrameOfReferenceUID = data.FrameOfReferenceUID
-    item.ROIGenerationAlgorithm = "AUTOMATIC"
+    item.ROIGenerationAlgorithm = origin.by
     return item
 
 

@@ -83,6 +83,7 @@ def _origin(result: Result) -> Origin:
         weights=model["weights_sha256"][:8],
         trained=bool(model["trained"]),
         warnings=result.warnings,
+        correction=result.manifest.get("correction"),
     )
 
 

@@ -3,7 +3,8 @@
 import * as api from "./api.js";
 import { button, duration, el, labelled, options, t, title } from "./dom.js";
 
-const FORMATS = { segmentation: ["seg", "rtstruct", "sr", "sc"], restoration: ["dicom", "sc"], "super-resolution": [] };
+const OBJECTS = ["seg", "rtstruct", "sr", "sc"]; // of label maps
+const FORMATS = { segmentation: OBJECTS, prompting: OBJECTS, "support-segmentation": OBJECTS, restoration: ["dicom", "sc"] };
 
 export async function chooseScreen(app) {
   const [models, sets] = await Promise.all([api.models(), api.supportSets()]);
@@ -15,7 +16,7 @@ export async function chooseScreen(app) {
 function card(app, model, seconds, sets) {
   const wish = { formats: new Set() };
   const usable = model.fits !== "no";
-  const go = (confirmed) => (model.task === "prompting" ? app.trying(() => app.mark(model, confirmed ? { confirmed } : undefined)) : begin(app, model, wish, confirmed));
+  const go = (confirmed) => (model.task === "prompting" ? app.trying(() => app.mark(model, confirmed ? { confirmed } : undefined, [...wish.formats])) : begin(app, model, wish, confirmed));
   const run = () => (model.fits === "outside" ? confirm(app, model, () => go(true)) : go(false));
   return el("li", { class: `card ${model.fits}`, "data-model": model.name },
     el("h3", {}, model.title),
@@ -26,7 +27,7 @@ function card(app, model, seconds, sets) {
       t("choose.for", model.modalities.join("/"), model.anatomy), t("choose.licence", model.licence),
       seconds ? t("choose.time", duration(seconds)) : t("choose.no_time"),
     ].join(". "), "."),
-    usable && app.found.dicom ? dicom(model, wish.formats) : null,
+    usable && app.found.dicom && FORMATS[model.task] ? dicom(model, wish.formats) : null,
     usable ? start(app, model, wish, sets, run) : null);
 }
 
@@ -45,7 +46,7 @@ function start(app, model, wish, sets, run) {
 function dicom(model, formats) {
   const box = (name) => el("label", { class: "inline" },
     el("input", { type: "checkbox", onchange: (event) => (event.target.checked ? formats.add(name) : formats.delete(name)) }), name.toUpperCase());
-  return el("p", {}, t("choose.dicom", ""), (FORMATS[model.task] ?? []).map(box));
+  return el("p", {}, t("choose.dicom", ""), FORMATS[model.task].map(box));
 }
 
 function confirm(app, model, then) {

@@ -18,6 +18,9 @@ export async function correctScreen(app) {
     if (painting) pen();
     else viewer.liftPen();
   }, { class: "main", "aria-pressed": "false", id: "ms-paint" });
+  const dab = button(t("correct.dab"), () => { viewer.dab(Number(label.value), Number(size.value)); say(t("correct.dabbed")); }, { id: "ms-dab" });
+  const lock = (one) => el("label", { class: "inline" }, el("input", { type: "checkbox", value: one.id,
+    onchange: (event) => (event.target.checked ? viewer.locked.add(one.id) : viewer.locked.delete(one.id)) }), one.name);
   const save = button(t("correct.save"), () => app.trying(() => keep(app), () => app.go("review")), { id: "ms-save" });
   app.step = (direction) => viewer.step(direction);
   await viewer.beginDrawing(api.fileAddress(app.run, "view/main.nii"), () => say(t("correct.paint")));
@@ -25,7 +28,9 @@ export async function correctScreen(app) {
     title(t("correct.title")), el("p", {}, t("correct.hint")),
     labelled(t("correct.label"), label), labelled(t("correct.size"), size),
     el("label", { class: "inline" }, fill, t("correct.fill")),
-    el("p", {}, paint, " ", button(t("correct.undo"), () => app.step(-1)), " ", button(t("correct.redo"), () => app.step(1))),
+    el("details", { id: "ms-locks" }, el("summary", {}, t("correct.lock")), result.labels.map(lock)),
+    app.found.dicom ? el("p", { class: "small" }, t("correct.dicom")) : null,
+    el("p", {}, paint, " ", button(t("correct.undo"), () => app.step(-1)), " ", button(t("correct.redo"), () => app.step(1)), " ", dab),
     save,
   ];
 }

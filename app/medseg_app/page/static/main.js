@@ -165,8 +165,9 @@ class App {
   }
 
   /** Begin to mark for a model; `request` of an earlier run brings its marks along. */
-  mark(card, request) {
+  mark(card, request, formats = request?.formats ?? []) {
     if (request || this.marking?.card.name !== card.name) this.marking = marking(card, request);
+    this.marking.formats = formats;
     return this.go("mark");
   }
 
@@ -230,7 +231,7 @@ class App {
   async #volume(over) {
     if (!this.viewer) {
       this.stage = el("div", { class: "stage-place" });
-      this.viewer = hasWebGL2() ? new Viewer(this.stage, this.root.dataset.restoredMark) : new PlainViewer(this.stage);
+      this.viewer = hasWebGL2() ? new Viewer(this.stage, this.root.dataset.restoredMark) : new PlainViewer(this.stage, this.root.dataset.restoredMark);
     }
     if (!this.frame.contains(this.stage)) this.frame.replaceChildren(this.stage);
     await this.viewer.showImage(api.fileAddress(this.check, "view.nii"));

@@ -100,12 +100,12 @@ function table(state, remove) {
 }
 
 function begin(app) {
-  const { card, steps, names, propagate, confirmed } = app.marking;
+  const { card, steps, names, propagate, confirmed, formats } = app.marking;
   const used = new Set(steps.items.map((mark) => String(mark.label)));
   const given = Object.fromEntries(Object.entries(names).filter(([label, name]) => name && used.has(label)));
   const prompts = { space: app.found.kind === "picture" ? "px" : "mm", names: given, prompts: steps.items };
   return app.trying(async () => {
-    const job = await api.run({ ...app.wish, upload: app.upload, model: card.name, confirmed, propagate, prompts });
+    const job = await api.run({ ...app.wish, upload: app.upload, model: card.name, confirmed, propagate, prompts, formats });
     app.use({ run: job.id });
     await app.go("run");
   });

@@ -11,12 +11,14 @@ const PLANES = [
 ];
 
 export class PlainViewer {
-  constructor(place) {
+  constructor(place, restoredMark) {
     this.planes = PLANES.map((plane) => this.#plane(plane));
-    place.replaceChildren(el("p", {}, t("viewer.no_webgl")), el("div", { class: "plain" }, this.planes.map((p) => p.figure)));
+    this.mark = el("p", { class: "mark", hidden: true }, restoredMark);
+    place.replaceChildren(this.mark, el("p", {}, t("viewer.no_webgl")), el("div", { class: "plain" }, this.planes.map((p) => p.figure)));
     this.opacity = 0.5;
     this.overlay = null;
     this.hidden = new Set();
+    this.split = 0.5;
   }
 
   async showImage(address) {
@@ -27,6 +29,8 @@ export class PlainViewer {
     this.step = this.image.order.map((axis) => this.image.spacing[axis]);
     this.range = this.autoRange();
     this.overlay = null;
+    this.restored = null;
+    this.mark.hidden = true;
     for (const plane of this.planes) {
       plane.slider.max = this.size[plane.through] - 1;
       plane.slider.value = Math.floor(this.size[plane.through] / 2);
@@ -40,8 +44,21 @@ export class PlainViewer {
     this.draw();
   }
 
-  async showChange() { /* the table tells what was changed; it takes colours and a second volume to show it */ }
-  async showRegions() {}
+  /** Warm where grey values rose, cold where they fell, nothing where they stayed. */
+  async showChange(address) {
+    const volume = await readNifti(address), change = sampler(volume);
+    const top = volume.voxels.reduce((most, v) => Math.max(most, Math.abs(v)), 0) * volume.slope || 1;
+    this.overlay = (...at) => (Math.abs(change(...at)) < top / 10 ? 0 : change(...at) > 0 ? 1 : 2);
+    this.colors = new Map([[1, [255, 130, 60]], [2, [70, 140, 255]]]);
+    this.draw();
+  }
+
+  async showRegions(address) {
+    this.overlay = sampler(await readNifti(address));
+    this.colors = { get: (id) => [id * 97, id * 57, id * 151].map((v) => v % 256) }; // neighbours differ, and no more
+    this.draw();
+  }
+
   async showDoubt(address) {
     const percent = sampler(await readNifti(address));
     this.overlay = (...at) => Math.min(1, percent(...at));
@@ -52,12 +69,18 @@ export class PlainViewer {
     this.marked = new PlainMarks(this, hooks);
     return this.marked;
   }
-  async compare(address) { await this.showImage(address); }
+  /** The restored image to the right of the slider; the mark stays whatever is done. */
+  async compare(address) {
+    this.restored = sampler(await readNifti(address));
+    this.mark.hidden = false;
+    this.draw();
+  }
+
   hideOverlay() { this.overlay = null; this.draw(); }
   setOpacity(value) { this.opacity = value; this.draw(); }
   setHidden(hidden) { this.hidden = hidden; this.draw(); }
   setWindow(range) { this.range = range ?? this.autoRange(); this.draw(); }
-  setSplit() {}
+  setSplit(share) { this.split = share; this.draw(); }
   setView() {}
   setTool() {}
   reset() { this.setWindow(null); }
@@ -106,7 +129,8 @@ export class PlainViewer {
       at[down] = height - 1 - y;
       for (let x = 0; x < width; x++, i += 4) {
         at[across] = width - 1 - x;
-        const grey = (255 * (this.at(...at) - low)) / (high - low || 1);
+        const shown = this.restored && x >= this.split * width ? this.restored : this.at;
+        const grey = (255 * (shown(...at) - low)) / (high - low || 1);
         const id = this.overlay ? this.overlay(...at) : 0;
         const color = id && !this.hidden.has(id) ? this.colors.get(id) : null;
         for (let c = 0; c < 3; c++) {

@@ -167,6 +167,7 @@ export class Viewer {
     this.nv.updateGLVolume(); // this is what takes the colours over
     this.history = [this.nv.drawBitmap.slice()];
     this.at = 0;
+    this.locked = new Set(); // labels that no stroke changes
     this.nv.onDrawingChanged = (what) => { if (what === "draw") { this.#remember(); changed(); } };
   }
 
@@ -174,6 +175,17 @@ export class Viewer {
     this.nv.opts.penSize = size;
     this.nv.setPenValue(label, fill);
     this.nv.setDrawingEnabled(true);
+  }
+
+  /** One dab of the pen on the axial slice of the crosshair, for whoever paints without a pointer. */
+  dab(label, size) {
+    const { nv } = this;
+    Object.assign(nv.opts, { penSize: size });
+    nv.drawPenAxCorSag = VIEWS.axial;
+    nv.drawPt(...nv.frac2vox(nv.scene.crosshairPos), label);
+    nv.drawPenAxCorSag = -1;
+    this.#remember();
+    nv.refreshDrawing(true);
   }
 
   liftPen() {
@@ -201,6 +213,9 @@ export class Viewer {
   }
 
   #remember() {
+    const { drawBitmap: now } = this.nv, before = this.history[this.at];
+    for (let i = 0; this.locked.size && i < now.length; i++) if (now[i] !== before[i] && this.locked.has(before[i])) now[i] = before[i];
+    if (this.locked.size) this.nv.refreshDrawing(true);
     this.history = [...this.history.slice(0, this.at + 1), this.nv.drawBitmap.slice()].slice(-STEPS);
     this.at = this.history.length - 1;
   }
