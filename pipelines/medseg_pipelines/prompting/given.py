@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -104,7 +105,7 @@ def _box_on(stack: Stack, box: Box) -> tuple[Rectangle, int, int]:
     low, high = ends.min(0), ends.max(0)
     rows, columns = stack.size
     if (high < -0.5).any() or (low > np.array((columns, rows, stack.count)) - 0.5).any():
-        raise InputRefused("box must lie within the image, it lies outside; check the unit and the sign of its corners")
+        raise _outside("box", stack)
     x0, y0 = np.clip(low[:2], 0, (columns - 1, rows - 1))
     x1, y1 = np.clip(high[:2], 0, (columns - 1, rows - 1))
     bottom, top = (int(np.clip(round(end), 0, stack.count - 1)) for end in (low[2], high[2]))
@@ -134,12 +135,21 @@ def around(mask: np.ndarray, stack: Stack, margin: float) -> Rectangle:
 
 def _slice(place: float, stack: Stack) -> int:
     if not -0.5 <= place <= stack.count - 0.5:
-        raise InputRefused("point must lie within the image, it lies outside; check its unit and its sign")
+        raise _outside("point", stack)
     return int(np.clip(round(place), 0, stack.count - 1))
 
 
 def _within(column: float, row: float, stack: Stack) -> tuple[float, float]:
     rows, columns = stack.size
     if not (-0.5 <= column <= columns - 0.5 and -0.5 <= row <= rows - 0.5):
-        raise InputRefused("point must lie within the image, it lies outside; check its unit and its sign")
+        raise _outside("point", stack)
     return float(column), float(row)
+
+
+def _outside(what: str, stack: Stack) -> InputRefused:
+    """Says where the image is, in the unit of prompts: mm of the patient, or columns and rows."""
+    indices = np.array(list(product(*((-0.5, size - 0.5) for size in stack.grid.shape))))
+    corners = indices @ stack.grid.affine[:3, :3].T + stack.grid.affine[:3, 3]
+    ends = zip("xyz", corners.min(0), corners.max(0), strict=True)
+    place = ", ".join(f"{axis} {low:.1f} to {high:.1f}" for axis, low, high in ends)
+    return InputRefused(f"{what} must lie within the image, {place}; it lies outside: check its unit and its signs")
