@@ -247,7 +247,7 @@ def test_mounted_gradio_reads_no_server_files(ann: TestClient) -> None:
     assert ann.get(f"/gradio_api/file={secret}").status_code in (403, 404)
 
 
-def test_programs_segment_through_gradio(ann: TestClient) -> None:
+def test_programs_segment_through_gradio(ann: TestClient, server: Any) -> None:
     path = ann.post("/gradio_api/upload", files={"files": ("head.nii.gz", b"x")}).json()[0]
     data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "mr-denoise", False]
     event = ann.post("/gradio_api/call/segment", json={"data": data}).json()["event_id"]
@@ -259,6 +259,7 @@ def test_programs_segment_through_gradio(ann: TestClient) -> None:
     content = ann.get(archive["url"].removeprefix(ADDRESS)).content
     assert zipfile.ZipFile(io.BytesIO(content)).namelist() == ["manifest.json"]
     assert [upload["name"] for upload in ann.get("/api/v1/uploads").json()] == ["head.nii.gz"], "it is in the history"
+    assert not list(server._app.state.place.settings.home.rglob("*head*")), "no file bears the name that it came with"
 
 
 def test_health_metrics_and_description(ann: TestClient) -> None:

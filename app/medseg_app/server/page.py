@@ -139,8 +139,9 @@ def _begun(place: Place, owner: str, image: Path, model: str, confirmed: bool) -
     upload = place.table.add_upload(owner, image.name)
     folder = place.store.upload_folder(upload.id)
     folder.mkdir(mode=0o700)
-    shutil.copyfile(image, folder / kept_name(0, image.name))
-    place.table.grow_upload(upload.id, image.stat().st_size)
+    kept = folder / kept_name(0, image.name)
+    shutil.move(image, kept)  # Gradio keeps a file under the name it came with, which may be that of a patient
+    place.table.grow_upload(upload.id, kept.stat().st_size)
     request = {"model": model, "confirmed": confirmed, "device": place.settings.device}
     job = place.table.add_job(owner, upload.id, "run", request)
     place.audit.record("run", owner, job=job.id, upload=upload.id, model=model, scope_confirmed=confirmed)

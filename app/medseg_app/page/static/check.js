@@ -50,7 +50,8 @@ function line(grade, text) {
 
 function seriesList(app, series) {
   return el("ul", { class: "cards" }, series.map((one) => {
-    const size = one.shape ? one.shape.join(" × ") : "";
+    const times = (list) => (list ?? []).map((n) => Number(n.toFixed(2))).join(" × ");
+    const size = one.spacing ? t("check.voxels", times(one.shape), times(one.spacing)) : times(one.shape);
     const text = t("check.series", one.number, one.modality, one.images, size);
     const choose = () => app.trying(() => look(app, app.upload, { ...app.wish, series: String(one.number) }), () => app.go("open"));
     return el("li", {}, button(text, choose), one.problems.map((problem) => el("p", { class: "finding warning" }, problem.text)));
