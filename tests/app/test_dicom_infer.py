@@ -6,9 +6,12 @@ from pathlib import Path
 import highdicom as hd
 import numpy as np
 import pydicom
+import pytest
 
 from dicom_cases import PRIVATE
+from medseg.errors import UsageError
 from medseg.io import read
+from medseg_pipelines.formats import require_for_task
 from tiny_model import head_series
 
 from .conftest import Call
@@ -67,3 +70,10 @@ def test_wrong_formats_are_refused_before_anything_is_read(call: Call, model: Pa
     assert answer.exit_code == 2
     assert "need a DICOM input" in answer.stderr
     assert not list(scan.parent.glob("*_tiny"))
+
+
+@pytest.mark.parametrize("task", ["segmentation", "prompting", "support-segmentation"])
+def test_whatever_gives_labels_gives_objects_of_labels(task: str) -> None:
+    require_for_task(("seg", "rtstruct", "sr", "sc"), task)
+    with pytest.raises(UsageError, match="got 'dicom'"):
+        require_for_task(("dicom",), task)
