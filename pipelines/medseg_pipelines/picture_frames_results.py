@@ -146,7 +146,7 @@ class FramesTaken:
 def _small(result: PictureResult | RestoredPicture) -> Image.Image:
     """The labels over their frame, or the restored frame."""
     if isinstance(result, PictureResult):
-        shown = result.overlay()
+        shown = result.overlay(_SIDE)  # drawn at this size: outlines made smaller would fade
     else:
         shown = Image.fromarray(Picture(result.pixels).eight_bit())
     shown.thumbnail((_SIDE, _SIDE))
