@@ -25,7 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 NEEDED = ("buildah", "debootstrap", "unshare", "ip", "setpriv")
-DISK = 12 << 30  # bytes; the image takes two of twelve parts, its layers are written more than once
+DISK = 12 << 30  # bytes; the image takes a sixth of it, its layers are written more than once
 PULL = 60  # seconds
 TAG = "medseg"
 
