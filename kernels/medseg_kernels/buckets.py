@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ALONE = 512  # tokens from which a segment is worth a call of its own
-SLACK = 1.25  # longest over shortest segment of one batch: bounds the padding at a quarter
+ALONE = 1 << 17  # logits of all heads from which a segment is worth a call of its own
+SLACK = 1.1  # longest over shortest segment of one batch: bounds the padding at a tenth, twice
 TINY = 16  # tokens up to which all segments share one batch: the call costs more than the padding
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -43,12 +43,12 @@ class Bucket:
         return torch.zeros(empty.shape, dtype=dtype).masked_fill_(empty, float("-inf"))[:, None, None, :]
 
 
-def buckets(q_rows: Tensor, q_start: Tensor, k_rows: Tensor, k_start: Tensor) -> Iterator[Bucket]:
+def buckets(q_rows: Tensor, q_start: Tensor, k_rows: Tensor, k_start: Tensor, heads: int) -> Iterator[Bucket]:
     """Group segments of similar length, in their own order; segments without queries or keys are left out."""
     lengths = torch.stack((q_start.diff(), k_start.diff()), 1)
     used = (lengths > 0).all(1).nonzero().flatten()
     sizes = lengths[used].tolist()
-    first = 0
+    alike, real, first = q_rows is k_rows and q_start is k_start, bool((q_rows >= 0).all() and (k_rows >= 0).all()), 0
     while first < len(sizes):
         (least_q, least_k), (most_q, most_k) = sizes[first], sizes[first]
         last = first + 1
@@ -56,12 +56,13 @@ def buckets(q_rows: Tensor, q_start: Tensor, k_rows: Tensor, k_start: Tensor) ->
             least_q, most_q = min(least_q, queries), max(most_q, queries)
             least_k, most_k = min(least_k, keys), max(most_k, keys)
             close = most_q <= SLACK * least_q and most_k <= SLACK * least_k
-            if max(most_q, most_k) > (ALONE if close else TINY):
+            if heads * most_q * most_k > ALONE or (not close and max(most_q, most_k) > TINY):
                 break
             last += 1
-        group = used[first:last]
-        at_q, at_k = _padded(q_rows, q_start, group), _padded(k_rows, k_start, group)
-        yield Bucket(at_q, at_k, full=bool((at_q >= 0).all() and (at_k >= 0).all()))
+        group, even = used[first:last], all(size == sizes[first] for size in sizes[first:last])
+        at_q = _padded(q_rows, q_start, group)
+        at_k = at_q if alike else _padded(k_rows, k_start, group)
+        yield Bucket(at_q, at_k, full=even and (real or bool((at_q >= 0).all() and (at_k >= 0).all())))
         first = last
 
 
@@ -101,6 +102,8 @@ def attend_backward(
 
 def _padded(rows: Tensor, start: Tensor, group: Tensor) -> Tensor:
     """(segments, longest) rows of the segments in `group`."""
+    if len(group) == 1:
+        return rows[int(start[group]) : int(start[group + 1])].long()[None]
     length = start[group + 1] - start[group]
     place = torch.arange(int(length.max()), device=rows.device)
     at = start[group][:, None] + place
@@ -109,12 +112,13 @@ def _padded(rows: Tensor, start: Tensor, group: Tensor) -> Tensor:
 
 def _take(x: Tensor, rows: Tensor, width: int, full: bool) -> Tensor:
     """(N, h, D) to (segments, h, longest, width); zeros at empty places, and behind D where the fused call needs it."""
-    taken = x.index_select(0, (rows if full else rows.clamp(min=0)).flatten()).unflatten(0, rows.shape)
-    if not full:
-        taken.masked_fill_((rows < 0)[:, :, None, None], 0)  # a foreign NaN must not come in by an empty place
+    taken = x.index_select(0, (rows if full else rows.clamp(min=0)).flatten())
+    if not full:  # a foreign NaN must not come in by an empty place
+        taken.index_fill_(0, (rows.flatten() < 0).nonzero().flatten(), 0)
+    taken = taken.unflatten(0, rows.shape)
     if width > x.shape[2]:
         taken = torch.nn.functional.pad(taken, (0, width - x.shape[2]))
-    return taken.transpose(1, 2)
+    return taken.transpose(1, 2).contiguous()  # with the tokens of one head together, the fused call is faster
 
 
 def _put(whole: Tensor, part: Tensor, rows: Tensor, full: bool) -> None:

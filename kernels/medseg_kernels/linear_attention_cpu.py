@@ -127,6 +127,9 @@ def _chunks(buffers: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
     assert first is not None
     rows = max(_CHUNK * torch.get_num_threads() // first.shape[1], 16)
     space = first.new_empty(buffers, min(rows, first.shape[0]), first.shape[1])
+    if rows >= first.shape[0]:  # a view costs what a thousand sums do
+        yield *space, *tensors
+        return
     for start in range(0, first.shape[0], rows):
         parts = [None if x is None else x[start : start + rows] for x in tensors]
         yield *space[:, : first.shape[0] - start], *parts
@@ -134,7 +137,7 @@ def _chunks(buffers: int, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
 
 def _grouped(x: Tensor, width: int) -> Tensor:
     """(N, C) as (G, N, w), without a copy."""
-    return x.unflatten(1, (-1, width)).transpose(0, 1)
+    return x.view(x.shape[0], -1, width).transpose(0, 1)
 
 
 def _feature(x: Tensor, into: Tensor, spare: Tensor) -> Tensor:
@@ -147,8 +150,7 @@ def _turn(x: Tensor, turns: Tensor | None, into: Tensor) -> Tensor:
     """Rotate pairs of channels; `x` itself where there are no positions."""
     if turns is None:
         return x
-    source, target = (torch.view_as_complex(each.unflatten(1, (-1, 2))) for each in (x, into))
-    torch.mul(source, turns, out=target)
+    torch.mul(x.view(turns.dtype), turns, out=into.view(turns.dtype))
     return into
 
 

@@ -15,10 +15,10 @@ from medseg_kernels.chunks import chunked_attention
 from medseg_kernels.dispatch import autocast_together, is_recorded, scripted_as, uses_triton
 from medseg_kernels.layout import layout_windows
 from medseg_kernels.softmax_attention import default_scale, segment_attention
+from medseg_kernels.window_chunks import chunked_windows
 from medseg_kernels.windows import (
     Windows,
     cut_windows,
-    gather_windows,
     is_full,
     join_windows,
     square_windows,
@@ -117,12 +117,11 @@ def relative_attention(
         return _through_the_core(q, k, v, (rel_pos_h, rel_pos_w), cut, window=window, pad=(pad_k, pad_v), scale=scale)
     if is_recorded() or q.device.type != "cpu":
         return relative_attention_reference(q, k, v, rel_pos_h, rel_pos_w, window, pad_k, pad_v, scale)
-    grids = (q, k, v, *relative_position(q, rel_pos_h, rel_pos_w, window))
-    if window is None:
-        parts = [x.flatten(1, 2).transpose(1, 2) for x in grids]
-    else:
-        parts = [gather_windows(x, cut, pad) for x, pad in zip(grids, (None, pad_k, pad_v, None, None), strict=True)]
-    return join_windows(chunked_attention(*parts, default_scale(q, scale)), cut, len(q))
+    rel, scale = relative_position(q, rel_pos_h, rel_pos_w, window), default_scale(q, scale)
+    if window is not None:
+        return chunked_windows(q, k, v, None, *rel, pad_k, pad_v, [window, window], False, None, scale)
+    parts = [x.flatten(1, 2).transpose(1, 2) for x in (q, k, v, *rel)]
+    return chunked_attention(*parts, scale).transpose(1, 2).unflatten(1, q.shape[1:3])
 
 
 def _through_the_core(

@@ -156,7 +156,7 @@ def _segment_attention(
     with outside_autocast(q.device):
         if uses_triton(q, k, v):
             return launch_forward(q, k, v, layout, (rel_h, rel_w, bias), scale)
-        out, lse = attend(q, k, v, _buckets(layout), scale)
+        out, lse = attend(q, k, v, _buckets(layout, q.shape[1]), scale)
         return out, torch.stack((lse, torch.ones_like(lse)))
 
 
@@ -186,7 +186,7 @@ def _segment_attention_backward(
         if uses_triton(q, k, v):
             grads = launch_backward((q, k, v, out, sums), grad, layout, (rel_h, rel_w, bias), scale)
             return [x for x in grads if x is not None]
-        return list(attend_backward((q, k, v, out, sums[0]), grad, _buckets(layout), scale))
+        return list(attend_backward((q, k, v, out, sums[0]), grad, _buckets(layout, q.shape[1]), scale))
 
 
 @_segment_attention.register_fake
@@ -229,9 +229,9 @@ def _layout(q_rows, q_segment, q_start, k_rows, k_segment, k_start, grid: list[i
     )
 
 
-def _buckets(layout: SegmentLayout) -> list[Bucket]:
+def _buckets(layout: SegmentLayout, heads: int) -> list[Bucket]:
     q_rows, k_rows = _given(layout.q_rows, layout.q_segment), _given(layout.k_rows, layout.k_segment)
-    return list(buckets(q_rows, layout.q_start, k_rows, layout.k_start))
+    return list(buckets(q_rows, layout.q_start, k_rows, layout.k_start, heads))
 
 
 def _given(rows: Tensor | None, segment: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def window_attention(
     kept = trained and table[1] * table[2] <= SMALL and q.dtype != torch.bfloat16 and q.dtype != torch.float16
     if is_recorded() or q.device.type != "cpu" or kept:
         return window_attention_reference(q, k, v, sides[0], bias, shift, scale, sides[1], pad_k, pad_v)
-    return chunked_windows(q, k, v, bias, pad_k, pad_v, sides[0], shift, sides[1], default_scale(q, scale))
+    return chunked_windows(q, k, v, bias, None, None, pad_k, pad_v, sides[0], shift, sides[1], default_scale(q, scale))
 
 
 def _through_the_core(

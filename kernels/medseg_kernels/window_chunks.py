@@ -96,12 +96,62 @@ class _Tile(NamedTuple):
         return x.unflatten(2, tuple(side))[(slice(None), slice(None), *self.places)]
 
 
+class _Bias:
+    """What is added to the logits of a chunk, and where its gradient goes.
+
+    Args:
+        parts: A table by place that all windows share, (h, places of queries, places of keys); terms per query and row
+            of its key window, (B, *S, h, KH); terms per column, (B, *S, h, KW). Each or None.
+        cut: The query grid and the key grid.
+        pad: Key of filled places: with it, every place of a key window takes part.
+        dtype: Of sums.
+    """
+
+    def __init__(
+        self, parts: Sequence[Tensor | None], cut: tuple[Windows, Windows], pad: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        table, self._rel_h, self._rel_w = parts
+        self._all = pad is not None
+        self._table = None
+        if table is not None:  # strided, each chunk would pay
+            by_query = table.to(dtype).contiguous().unflatten(1, tuple(cut[0].side))
+            self._table = by_query.unflatten(-1, tuple(cut[1].side))
+
+    def of(self, at_q: _Tile, at_k: _Tile, room: Buffers) -> Tensor | None:
+        """(W, h, n, m) of a chunk, (1, h, n, m) if it is the same for all windows, None without a bias."""
+        if self._table is not None:
+            part = self._table[self._seen(at_q, at_k)]
+            return part.reshape(1, len(part), prod(at_q.sizes), -1)
+        if self._rel_h is None or self._rel_w is None:
+            return None
+        down, across = at_q.take(self._rel_h, room, "rows"), at_q.take(self._rel_w, room, "columns")
+        added = room("added", *down.shape, across.shape[-1])
+        return torch.add(down[..., None], across[..., None, :], out=added).flatten(-2)
+
+    def add(self, slope: Tensor, at_q: _Tile, at_k: _Tile) -> None:
+        """Add the gradient of a chunk's logits, (W, h, n, m)."""
+        if self._table is not None:
+            part = self._table[self._seen(at_q, at_k)]
+            part += slope.sum(0).view(part.shape)
+        if self._rel_h is not None and self._rel_w is not None:
+            by_cell = slope.unflatten(-1, (-1, self._rel_w.shape[-1]))
+            at_q.put(by_cell.sum(-1), self._rel_h)
+            at_q.put(by_cell.sum(-2), self._rel_w)
+
+    def _seen(self, at_q: _Tile, at_k: _Tile) -> tuple[slice, ...]:
+        """Part of the table by axes that a chunk needs."""
+        places = (slice(None),) * len(at_k.places) if self._all else at_k.places
+        return slice(None), *at_q.places, *places
+
+
 @torch.library.custom_op("medseg::window_attention", mutates_args=(), device_types="cpu")
 def chunked_windows(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
     pad_k: Tensor | None,
     pad_v: Tensor | None,
     window: list[int],
@@ -109,20 +159,24 @@ def chunked_windows(
     stride: list[int] | None,
     scale: float,
 ) -> Tensor:
-    """`window_attention` on a CPU: the same arguments, `scale` given; summed in float32, or float64 for float64."""
+    """`window_attention` on a CPU, and `relative_attention` within windows; summed in float32, or float64 for float64.
+
+    Args:
+        q: As for `window_attention`; so are k, v, bias, pad_k, pad_v, window, shift and stride.
+        rel_h: Bias per query and row of its key window, (B, *S, h, KH), in 2D and in the place of `bias`.
+        rel_w: Bias per query and column, (B, *S, h, KW); comes with `rel_h`.
+        scale: Factor on q k^T.
+    """
     out = empty_large((*q.shape[:-1], v.shape[-1]), q)
     cut, exact = _cut(q, k, window, shift, stride), torch.promote_types(q.dtype, torch.float32)
-    table = None if bias is None else _by_axes(bias.to(exact).contiguous(), cut)  # strided, each chunk would pay
-    room = Buffers(exact)
+    added, room = _Bias((bias, rel_h, rel_w), cut, pad_k, exact), Buffers(exact)
     with outside_autocast(q.device):
         for at_q, at_k in _tiles(cut, len(q), q.shape[-2]):
             queries = at_q.take(q, room, "q")
             keys = at_k.take_filled(k, pad_k, cut[1].side, room, "k")
             values = at_k.take_filled(v, pad_v, cut[1].side, room, "v")
-            mask = None
-            if table is not None:
-                mask = table[_seen(at_q, at_k, pad_k)].reshape(len(table), queries.shape[2], keys.shape[2])
-                mask = mask.expand(len(queries), -1, -1, -1)
+            mask = added.of(at_q, at_k, room)
+            mask = None if mask is None else mask.expand(len(queries), -1, -1, -1)
             at_q.put(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale), out)
     return out
 
@@ -134,6 +188,8 @@ def chunked_windows_backward(
     k: Tensor,
     v: Tensor,
     bias: Tensor | None,
+    rel_h: Tensor | None,
+    rel_w: Tensor | None,
     pad_k: Tensor | None,
     pad_v: Tensor | None,
     window: list[int],
@@ -141,39 +197,38 @@ def chunked_windows_backward(
     stride: list[int] | None,
     scale: float,
 ) -> list[Tensor]:
-    """Gradients of q, k and v, then of bias, pad_k and pad_v where given."""
+    """Gradients of q, k and v, then of bias, rel_h, rel_w, pad_k and pad_v where given."""
     cut, exact = _cut(q, k, window, shift, stride), torch.promote_types(q.dtype, torch.float32)
     dq, dk, dv = empty_large(q.shape, q), k.new_zeros(k.shape), v.new_zeros(v.shape)  # a key may lack a query
-    dbias, dpad_k, dpad_v = (None if x is None else torch.zeros(x.shape, dtype=exact) for x in (bias, pad_k, pad_v))
-    table, dtable = (None if x is None else _by_axes(x.to(exact).contiguous(), cut) for x in (bias, dbias))
+    others, side, heads = (bias, rel_h, rel_w, pad_k, pad_v), cut[1].side, (-1, q.shape[-2])
+    *dbiases, dpad_k, dpad_v = (None if x is None else torch.zeros(x.shape, dtype=exact) for x in others)
+    added, slopes = _Bias(others[:3], cut, pad_k, exact), _Bias(dbiases, cut, pad_k, exact)
     room = Buffers(exact)
     with outside_autocast(q.device):
         for at_q, at_k in _tiles(cut, len(q), q.shape[-2]):
             taken = {"q": at_q.take(q, room, "tokens of q"), "grad": at_q.take(grad, room, "tokens of grad")}
-            taken["k"] = at_k.take_filled(k, pad_k, cut[1].side, room, "tokens of k")
-            taken["v"] = at_k.take_filled(v, pad_v, cut[1].side, room, "tokens of v")
+            taken["k"] = at_k.take_filled(k, pad_k, side, room, "tokens of k")
+            taken["v"] = at_k.take_filled(v, pad_v, side, room, "tokens of v")
             queries, toward, keys, values = (room(name, *x.shape).copy_(x).flatten(0, 1) for name, x in taken.items())
-            seen, heads = _seen(at_q, at_k, pad_k), (-1, q.shape[-2])
-            weights = _weights(queries, keys.mul_(scale), None if table is None else table[seen], room)
-            at_k.put_filled(_product(weights.mT, toward, room).unflatten(0, heads), dv, dpad_v, cut[1].side)
+            weights = _weights(queries, keys.mul_(scale), added.of(at_q, at_k, room), room)
+            at_k.put_filled(_product(weights.mT, toward, room).unflatten(0, heads), dv, dpad_v, side)
             slope = torch.bmm(toward, values.mT, out=room("slope", *weights.shape)).mul_(weights)
             slope.addcmul_(weights, slope.sum(-1, keepdim=True), value=-1)  # d loss / d logit
-            if dtable is not None:
-                dtable[seen] += slope.unflatten(0, heads).sum(0).view(dtable[seen].shape)
+            slopes.add(slope.unflatten(0, heads), at_q, at_k)
             at_q.put(_product(slope, keys, room).unflatten(0, heads), dq)
-            at_k.put_filled(_product(slope.mT, queries, room).mul_(scale).unflatten(0, heads), dk, dpad_k, cut[1].side)
-    pairs = zip((dbias, dpad_k, dpad_v), (bias, pad_k, pad_v), strict=True)
+            at_k.put_filled(_product(slope.mT, queries, room).mul_(scale).unflatten(0, heads), dk, dpad_k, side)
+    pairs = zip((*dbiases, dpad_k, dpad_v), others, strict=True)
     return [dq, dk, dv, *(x.to(like.dtype) for x, like in pairs if x is not None and like is not None)]
 
 
 def _weights(queries: Tensor, keys: Tensor, added: Tensor | None, room: Buffers) -> Tensor:
-    """Softmax weights, (W * h, n, m), of queries (W * h, n, c) and scaled keys (W * h, m, c); `added`, (h, ...)."""
+    """Softmax weights, (W * h, n, m), of queries (W * h, n, c), scaled keys (W * h, m, c) and what `_Bias.of` gave."""
     shape = len(queries), queries.shape[1], keys.shape[1]
     logits = room("logits", *shape)
     if added is None:
         torch.bmm(queries, keys.mT, out=logits)
     else:
-        logits.unflatten(0, (-1, len(added))).copy_(added.reshape(len(added), *shape[1:]))
+        logits.unflatten(0, (-1, added.shape[1])).copy_(added)
         logits.baddbmm_(queries, keys.mT)
     return torch.softmax(logits, -1, out=room("weights", *shape))
 
@@ -233,17 +288,6 @@ def _tile(runs: Sequence[_Run], first: Sequence[int], steps: Sequence[int]) -> _
     return _Tile(tuple(cells), tuple(run.size for run in runs), tuple(places))
 
 
-def _by_axes(table: Tensor, cut: tuple[Windows, Windows]) -> Tensor:
-    """(h, places of queries, places of keys) seen with an axis of its own for each axis of both windows."""
-    return table.unflatten(2, tuple(cut[1].side)).unflatten(1, tuple(cut[0].side))
-
-
-def _seen(at_q: _Tile, at_k: _Tile, pad: Tensor | None) -> tuple[slice, ...]:
-    """Part of a table by axes that a chunk needs; every place of the key window takes part where it is filled."""
-    places = at_k.places if pad is None else (slice(None),) * len(at_k.places)
-    return slice(None), *at_q.places, *places
-
-
 @chunked_windows.register_fake
 def _(q, k, v, *rest):
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
@@ -251,7 +295,7 @@ def _(q, k, v, *rest):
 
 @chunked_windows_backward.register_fake
 def _(grad, *inputs):
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:6] if x is not None]
+    return [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs[:8] if x is not None]
 
 
 def _save(ctx, inputs, output) -> None:

@@ -121,16 +121,6 @@ def window_rows(windows: Windows, batch: int, device: torch.device) -> Tensor:
     return _cut(torch.arange(1, 1 + cells, device=device).view(shape), windows)[:, 0, :, 0] - 1
 
 
-def gather_windows(x: Tensor, windows: Windows, pad: Tensor | None = None) -> Tensor:
-    """What `cut_windows` gives, by one gather of whole tokens: no padded copy between."""
-    rows = window_rows(windows, len(x), x.device)
-    taken = x.flatten(0, -3).index_select(0, rows.clamp(min=0).flatten())
-    if not is_full(windows):
-        filling = 0.0 if pad is None else pad.to(x.dtype)
-        taken = torch.where((rows < 0).flatten()[:, None, None], filling, taken)
-    return taken.unflatten(0, rows.shape).transpose(1, 2)
-
-
 def with_pad_rows(rows: Tensor, k: Tensor, v: Tensor, pad_k: Tensor, pad_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Give every empty place a row of its own behind the real ones: segment attention wants each row once.
 
