@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from medseg.episodes import Anatomy, EpisodeOptions, Structure, draw_anatomical
-from medseg.networks.sam2_sgp import Sam2Sgp
+from medseg.networks.sam2_sgp import Sam2Sgp, Segmented
 from medseg.networks.sam2_sgp_training import overlap
 from medseg.synthesis import SynthesisOptions
 from medseg.weights import load_weights
@@ -72,6 +72,12 @@ def tasks(
             yield Task(name, images[:EXAMPLES], masks[:EXAMPLES], images[EXAMPLES:], masks[EXAMPLES:])
 
 
+def held_out(course: SupportCourse, data: Path) -> list[Anatomy]:
+    """The subjects that training never saw."""
+    paths = [p for p in sorted(data.glob(course.options.labels)) if p.name in course.options.held_out]
+    return load_anatomies(paths, course.options)
+
+
 def network_of(model: str) -> Sam2Sgp:
     """The network of a model folder with its weights."""
     recipe, folder = load_recipe(model), recipe_folder(model)
@@ -81,15 +87,18 @@ def network_of(model: str) -> Sam2Sgp:
     return network.eval()
 
 
-@torch.inference_mode()
-def followed(network: Sam2Sgp, task: Task) -> tuple[Tensor, Tensor]:
-    """Masks of the queries, (4, 1, side, side): what the network draws, and those of the examples most like them."""
+@torch.no_grad()
+def followed(network: Sam2Sgp, task: Task) -> Segmented:
+    """What the network makes of the queries."""
     colour = (-1, 3, -1, -1)
     support = network.support(task.examples.expand(colour), task.outlines)
     features = network.features(task.queries.expand(colour))
-    order = network.nearest(features.deep, support, EXAMPLES)
-    found = network.segment(features, support.chosen(order)).logits > 0
-    return found, task.outlines[alike(task)] > 0
+    return network.segment(features, support.chosen(network.nearest(features.deep, support, EXAMPLES)))
+
+
+def copied(task: Task) -> Tensor:
+    """Masks of the examples most like the queries, (4, 1, side, side)."""
+    return task.outlines[alike(task)] > 0
 
 
 def alike(task: Task) -> Tensor:
@@ -137,19 +146,18 @@ def main() -> None:
     assert isinstance(course, SupportCourse)
     recipe = load_recipe(models[0])
     assert recipe.task == "support-segmentation"
-    paths = [p for p in sorted(arguments.data.glob(course.options.labels)) if p.name in course.options.held_out]
-    anatomies = load_anatomies(paths, course.options)
+    anatomies = held_out(course, arguments.data)
     networks = [network_of(model) for model in models]
     scores: dict[str, list[list[float]]] = {}
     rows: dict[str, tuple[Task, Tensor]] = {}
     side = arguments.side or recipe.inference.side
     for task in tasks(course.options, anatomies, arguments.structures, side=side, each=arguments.each):
-        results = [followed(network, task) for network in networks]
+        results = [followed(network, task).logits > 0 for network in networks]
         columns = scores.setdefault(task.name, [[] for _ in range(len(models) + 1)])
-        columns[0] += dice(results[0][1], task.targets)
-        for column, (found, _) in zip(columns[1:], results, strict=True):
+        columns[0] += dice(copied(task), task.targets)
+        for column, found in zip(columns[1:], results, strict=True):
             column += dice(found, task.targets)
-        rows.setdefault(task.name, (task, results[0][0]))
+        rows.setdefault(task.name, (task, results[0]))
     heads = ["copied from the nearest example", *(Path(model).name for model in models)]
     print(f"| structure | queries | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
     for name, columns in scores.items():

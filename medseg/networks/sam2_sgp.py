@@ -98,6 +98,8 @@ class Segmented(NamedTuple):
 class Sam2Sgp(Sam2Parts):
     """Segmentation of one structure by examples.
 
+    With a matcher and the gate the second decoder corrects the pseudo mask (`corrects`), else it replaces it.
+
     Args:
         preset: Size of SAM 2: `tiny`, `small`, `base_plus` or `large`.
         guidance: `gated`, or `released` for the published weights.
@@ -148,6 +150,7 @@ class Sam2Sgp(Sam2Parts):
             iou_hidden=config.iou_hidden,
         )
         self.matcher = Matcher(config.channels, matching) if matching else None
+        self.corrects = self.matcher is not None and guidance == "gated"
         if lora_rank:
             add_lora(self.image_encoder.trunk, lora_rank)
         mean, std = (MEAN, STD) if normalise == "imagenet" else ((0.0,) * 3, (1.0,) * 3)
@@ -219,8 +222,12 @@ class Sam2Sgp(Sam2Parts):
         pseudo, _ = first.single(training=self.training or matched is not None)
         if matched is not None:
             pseudo = pseudo + matched
-        side = PATCH * grid[0]
-        box = self.box(pseudo.detach(), side)
+        return self.finished(embedding, first, pseudo, self.box(pseudo.detach(), PATCH * grid[0]))
+
+    def finished(self, embedding: Tensor, first: Drawing, pseudo: Tensor, box: Tensor) -> Segmented:
+        """What the second decoder makes of all before it; arguments as of `Segmented`."""
+        grid = (embedding.shape[2], embedding.shape[3])
+        places = self.sam_prompt_encoder.dense_pe(grid)
         prompts = self.sam_prompt_encoder(grid, boxes=box)
         final = self.mask_decoder2(embedding, places, prompts, pseudo, first.feature)
         return Segmented(self._corrected(pseudo, final.logits), pseudo, box, embedding, first, final)
@@ -234,8 +241,8 @@ class Sam2Sgp(Sam2Parts):
         return self.matcher.match(self.matcher(features), marks)
 
     def _corrected(self, pseudo: Tensor, final: Tensor) -> Tensor:
-        """The result: with a matcher and the gate, the second decoder corrects the pseudo mask, else it replaces it."""
-        if self.matcher is None or self.mask_decoder2.mask_slope is None:
+        """The result: the second decoder corrects the pseudo mask, or replaces it."""
+        if self.matcher is None or not self.corrects:
             return final
         size = (final.shape[2], final.shape[3])
         return final + self.matcher.kept * F.interpolate(pseudo, size, mode="bilinear", align_corners=False)

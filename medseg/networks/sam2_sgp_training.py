@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg.losses import dice_and_binary_entropy
+from medseg.losses import tversky_index
 from medseg.networks.sam2_sgp import Segmented
+
+LEAST = 0.01  # share of an image from which on a structure weighs as much as the rest
 
 
 def released_loss(
@@ -36,8 +38,8 @@ def released_loss(
 def guided_loss(found: Segmented, target: Tensor, epoch: int, *, start: float = 0.5, decay: float = 0.95) -> Tensor:
     """Dice and entropy of the result, and of the pseudo mask with the weight that the released loss holds back.
 
-    Without the second part nothing tells the first decoder what to draw. Every image counts alike, whatever the size of
-    its structure.
+    Without the second part nothing tells the first decoder what to draw. Every image counts alike, and in its entropy
+    so do the structure and the rest: where a structure covers a hundredth, a new decoder learns to draw nothing.
 
     Args:
         found: What the network says.
@@ -51,9 +53,12 @@ def guided_loss(found: Segmented, target: Tensor, epoch: int, *, start: float = 
 
 
 def _each_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Dice and entropy, the mean over images (B, 1, H, W)."""
-    pairs = zip(logits, target, strict=True)
-    return torch.stack([dice_and_binary_entropy(x, t, from_logits=True) for x, t in pairs]).mean()
+    """1 - Dice and entropy, half of it of what is inside; the mean over images (B, 1, H, W), targets 0 to 1."""
+    share = target.mean((1, 2, 3), keepdim=True)
+    inside, outside = (0.5 / part.clamp(min=LEAST) for part in (share, 1 - share))
+    entropy = F.binary_cross_entropy_with_logits(logits.float(), target, outside, pos_weight=inside / outside)
+    pairs = zip(logits.float().sigmoid(), target, strict=True)
+    return entropy + 1 - torch.stack([tversky_index(x, t) for x, t in pairs]).mean()
 
 
 def overlap(logits: Tensor, target: Tensor, *, threshold: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -197,7 +197,8 @@ class SupportTrainer(Trainer):
     def __init__(self, network: Sam2Sgp, options: SupportOptions, *, device: str = "cpu") -> None:
         if network.matcher is not None:
             network.matcher.silence(network.sam_mask_decoder.output_hypernetworks_mlps)
-            network.matcher.silence(network.mask_decoder2.output_hypernetworks_mlps2)
+            if network.corrects:
+                network.matcher.silence(network.mask_decoder2.output_hypernetworks_mlps2)
         super().__init__(network, options, total=options.steps, device=device)
         self.options = options
 

@@ -9,11 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from medseg.errors import ModelMissing
+from medseg.losses import tversky_index
 from medseg.networks import build_network
 from medseg.networks.sam2_sgp import DEAD, Recalled, Sam2Sgp, adapted_parameters, load_published, mask_boxes
 from medseg.networks.sam2_sgp_decoder import SecondDecoder
 from medseg.networks.sam2_sgp_lora import LoraProjection
-from medseg.networks.sam2_sgp_training import guided_loss, overlap, released_loss
+from medseg.networks.sam2_sgp_training import _each_image, guided_loss, overlap, released_loss
 
 TINY: dict[str, Any] = {
     "hiera": {"embed_dim": 8, "stages": [1, 1, 2, 1], "global_blocks": [3], "pos_grid": [4, 4]},
@@ -171,6 +172,11 @@ def test_the_network_starts_from_the_match_and_needs_the_marks() -> None:
     ratio = ((found.logits - without.logits) / difference).flatten()
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=1e-2)
     assert tiny().matcher is None
+    network.corrects = False
+    with torch.no_grad():
+        anew = network(images[:1], support, count=2)
+    assert torch.equal(anew.logits, anew.final.logits)
+    assert not tiny(matching=4, guidance="released").corrects
 
 
 def test_slices_remember_at_most_the_bank_and_the_first_knows_only_the_examples() -> None:
@@ -206,6 +212,18 @@ def test_checkpoints_of_both_kinds_load() -> None:
     assert all(key.startswith("mask_decoder2.") or ".qkv.linear_" in key for key in kept)
     with pytest.raises(ModelMissing, match=r"missing \['maskmem_tpos_enc'\], unknown \[\]"):
         load_published(released, {key: x for key, x in published.items() if "maskmem" not in key})
+
+
+def test_a_small_structure_weighs_as_much_as_the_rest() -> None:
+    target = torch.zeros(1, 1, 20, 20)
+    target[..., :4, :4] = 1
+    right = 6 * target - 3
+    entropies = []
+    for part in (0, 1):
+        logits = torch.where(target == part, -right, right)  # wrong there
+        entropies.append(_each_image(logits, target) - 1 + tversky_index(logits.sigmoid(), target))
+    softplus = F.softplus(torch.tensor([3.0, -3.0]))
+    torch.testing.assert_close(torch.stack(entropies), softplus.mean().expand(2))
 
 
 def test_scores_of_empty_and_equal_masks() -> None:
