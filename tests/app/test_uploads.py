@@ -60,7 +60,9 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "empty": (".nii", lambda: b""),
     "no volume": (".nii.gz", lambda: b"<script>alert(1)</script>"),
     "cut off": (".nii", lambda: _nifti()[:600]),
-    "50,000 slices of nothing": (".nii", lambda: _nifti((32000, 32000, 30000))),
+    "more voxels than any disk": (".nii", lambda: _nifti((32000, 32000, 30000))),
+    "50,000 slices of nothing": (".mha", lambda: b"ObjectType = Image\nNDims = 3\nDimSize = 512 512 50000\n"
+                                 b"ElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = LOCAL\n\0\0"),
     "negative size": (".nii", lambda: _nifti((-8, 8, 8))),
     "NaN geometry": (".nii", lambda: _nifti(affine=NAN)),
     "flat geometry": (".nii", lambda: _nifti(affine=np.diag([1.0, 1, 0, 1]))),
