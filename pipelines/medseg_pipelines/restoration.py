@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
 from medseg.errors import InputRefused, UsageError
 from medseg.io.voxels import narrowest
@@ -21,7 +22,7 @@ from medseg_pipelines.regions import name_of, partitioner
 from medseg_pipelines.restored import Quality, RestoredResult
 from medseg_pipelines.results import Result
 from medseg_pipelines.slice_restoration import SliceStack, find_residual
-from medseg_pipelines.slices import restored_channels, slice_axis, stacked, unstacked
+from medseg_pipelines.slices import restored_slice, slice_axis, stacked, unstacked
 
 
 class Restoration(Pipeline[RestorationRecipe]):
@@ -121,11 +122,16 @@ class Restoration(Pipeline[RestorationRecipe]):
     ) -> np.ndarray:
         """See `find_residual`."""
         slices, network = self.recipe.slices, cast(RAT, self._predict)
+
+        def restored(image: Tensor, ids: Tensor) -> Tensor:
+            found = restore(network, image, ids)
+            return restored_slice(image, found, context=slices.context, guide=slices.guide)
+
         return find_residual(
             stack,
             regions,
             slices,
-            lambda image, ids: restore(network, image, ids)[:, restored_channels(slices)],
+            restored,
             chosen=chosen,
             level=level,
             device=self.device,

@@ -179,7 +179,24 @@ def channels_of(options: SliceOptions, *, colours: int = 1) -> int:
     return options.context * colours + int(options.guide) + int(options.noise_map)
 
 
-def restored_channels(options: SliceOptions) -> slice:
-    """Which output of the network is the restored slice: the one added to the guide, else to the middle slice."""
-    at = options.context if options.guide else options.context // 2
-    return slice(at, at + 1)
+def restored_slice(seen: Tensor, found: Tensor, *, context: int, guide: bool) -> Tensor:
+    """The restored slices among what the network gives.
+
+    With a guide the network says two things of each pixel: what is to be added to the guide, and which share is given
+    back of what the guide took from the slice. Both start at 0.
+
+    Args:
+        seen: From `network_input`, (B, C, X, Y).
+        found: What the network made of it: its input with something added, same shape.
+        context: Slices that it saw.
+        guide: Whether it saw one.
+
+    Returns:
+        (B, 1, X, Y).
+    """
+    middle = context // 2
+    whole = found[:, middle : middle + 1]
+    if not guide:
+        return whole
+    noisy, clean = seen[:, middle : middle + 1], seen[:, context : context + 1]
+    return found[:, context : context + 1] + (whole - noisy) * (noisy - clean)

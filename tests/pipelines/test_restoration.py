@@ -19,7 +19,7 @@ from medseg_pipelines.recipe import Slices
 from medseg_pipelines.replay import replay
 from medseg_pipelines.restoration import Restoration
 from medseg_pipelines.restored import Quality, RestoredResult
-from medseg_pipelines.slices import Scaling, network_input, slice_axis
+from medseg_pipelines.slices import Scaling, network_input, restored_slice, slice_axis
 from tiny_model import build_tiny_model, head
 from tiny_restoration import build_tiny_restoration
 
@@ -78,6 +78,16 @@ def test_a_network_with_a_guide_starts_from_non_local_means(tmp_path: Path, monk
     for options, level in (({}, tissue_noise(scaled)), ({"noise": 30.0}, 30.0 / scaling.width)):
         expected = non_local_means(scaled, level).numpy() * scaling.width
         np.testing.assert_allclose(_run(model, image, **options).volume.voxels, expected, rtol=0, atol=1e-2)
+
+
+def test_a_share_of_what_the_guide_took_is_given_back() -> None:
+    seen = torch.rand(2, 5, 4, 6, generator=torch.Generator().manual_seed(3))
+    found = seen.clone()
+    found[:, 1] += 0.25
+    found[:, 3] -= 0.5
+    expected = 0.75 * seen[:, 3:4] + 0.25 * seen[:, 1:2] - 0.5
+    torch.testing.assert_close(restored_slice(seen, found, context=3, guide=True), expected)
+    assert torch.equal(restored_slice(seen, found, context=3, guide=False), found[:, 1:2])
 
 
 def test_slices_lie_across_the_coarsest_axis() -> None:

@@ -16,7 +16,7 @@ from medseg.regions import pad_to_multiple
 from medseg_pipelines.engines import prepare as prepare_network
 from medseg_pipelines.portable.volumes import as_tensor, as_volume
 from medseg_pipelines.slice_restoration import SliceStack, find_residual
-from medseg_pipelines.slices import PlainSlices
+from medseg_pipelines.slices import PlainSlices, restored_slice
 
 
 class RegionalRAT(RAT):
@@ -24,18 +24,19 @@ class RegionalRAT(RAT):
 
     Args:
         in_channels: Channels of the image, the regions not counted.
-        restored: Which output is the restored slice.
+        context: Slices among them, the one to restore in the middle.
+        guide: Whether non-local means follow them.
         options: Further ones of `RAT`.
 
     Raises:
         ValueError: It would enlarge the image, which regions of the size of the image do not fit.
     """
 
-    def __init__(self, in_channels: int = 1, *, restored: int = 0, **options: Any) -> None:
+    def __init__(self, in_channels: int = 1, *, context: int = 1, guide: bool = False, **options: Any) -> None:
         super().__init__(in_channels, **options)
         if self.scale != 1:
             raise ValueError(f"scale must be 1 where slices keep their grid, got {self.scale}")
-        self.restored = restored
+        self.context, self.guide = context, guide
 
     def forward(self, image: Tensor, regions: Tensor | None = None) -> Tensor:
         """(B, C + 1, H, W), the last channel region ids, to the restored slice (B, 1, H, W).
@@ -46,7 +47,8 @@ class RegionalRAT(RAT):
         """
         if regions is None:
             image, regions = image[:, :-1], image[:, -1].round().long()
-        return super().forward(image, regions)[:, self.restored : self.restored + 1]
+        found = super().forward(image, regions)
+        return restored_slice(image, found, context=self.context, guide=self.guide)
 
 
 class SliceRestorer(Inferer):

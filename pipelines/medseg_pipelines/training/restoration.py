@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -22,7 +24,7 @@ from medseg_pipelines.recipe import RestorationRecipe, Slices
 from medseg_pipelines.slices import (
     Scaling,
     channels_of,
-    restored_channels,
+    restored_slice,
     slice_axis,
     stacked,
 )
@@ -100,7 +102,7 @@ class RestorationTrainer(Trainer):
         options: Of the optimiser.
         steps: Of the whole run.
         beta: Of the focal region loss.
-        restored: Which outputs are the restored image; by default all.
+        restored: From what the network sees and what it gives to the restored image; by default the latter.
         device: A torch device.
     """
 
@@ -113,7 +115,7 @@ class RestorationTrainer(Trainer):
         *,
         steps: int,
         beta: float,
-        restored: slice = slice(None),
+        restored: Callable[[Tensor, Tensor], Tensor] | None = None,
         device: str = "cpu",
     ) -> None:
         for parameter in network.ending.parameters():
@@ -125,8 +127,9 @@ class RestorationTrainer(Trainer):
         """The focal region loss of RAT, section 4 of its training."""
         image, target, regions = (x.to(self.device) for x in (sample.image, sample.target, sample.regions))
         with self.autocast():
-            restored = self.network(image, regions)
-        return focal_region_loss(restored[:, self.restored].float(), target, regions, beta=self.beta)
+            found = self.network(image, regions)
+            restored = found if self.restored is None else self.restored(image, found)
+        return focal_region_loss(restored.float(), target, regions, beta=self.beta)
 
 
 class RestorationCourse(Course[RestorationOptions]):
@@ -159,7 +162,7 @@ class RestorationCourse(Course[RestorationOptions]):
             self.options,
             steps=self.options.steps,
             beta=self.options.beta,
-            restored=restored_channels(recipe.slices),
+            restored=partial(restored_slice, context=recipe.slices.context, guide=recipe.slices.guide),
             device=device,
         )
 

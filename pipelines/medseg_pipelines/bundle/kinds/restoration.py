@@ -21,7 +21,7 @@ from medseg_pipelines.portable.slices_training import LoadSlicesd, RandSliced, R
 from medseg_pipelines.portable.volumes import LoadVolumed
 from medseg_pipelines.recipe import RestorationRecipe, recipe_folder
 from medseg_pipelines.restoration import Restoration
-from medseg_pipelines.slices import PlainSlices, restored_channels
+from medseg_pipelines.slices import PlainSlices
 
 _TILE = 128  # pixels of a tile of `model.ts`, about
 _EQUAL = 1e-5  # of the range of the grey values
@@ -162,7 +162,8 @@ class RestorationKind(Kind[RestorationRecipe]):
         return PlainSlices.of(self.recipe.slices), clusters, max(1, round(_TILE / multiple)) * multiple
 
     def _options(self) -> dict[str, Any]:
-        return {**self.recipe.network.options, "restored": restored_channels(self.recipe.slices).start}
+        slices = self.recipe.slices
+        return {**self.recipe.network.options, "context": slices.context, "guide": slices.guide}
 
     def _slices(self) -> Part:
         return {"slices": plain(vars(PlainSlices.of(self.recipe.slices)))}
