@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from medseg.episodes import Anatomy, EpisodeOptions, Structure, draw_anatomical
@@ -24,12 +24,17 @@ from medseg.networks.sam2_sgp_training import overlap
 from medseg.synthesis import SynthesisOptions
 from medseg.weights import load_weights
 from medseg_pipelines import nets
+from medseg_pipelines.drawing import EDGE, MUTED, TEXT, Caption, draw_letters, font, framed, outline
 from medseg_pipelines.recipe import load_recipe, recipe_folder
 from medseg_pipelines.training import course_of
 from medseg_pipelines.training.episodes import SupportCourse, SupportOptions, load_anatomies
 
 EXAMPLES, QUERIES = 4, 4
 STRUCTURES = ("hippocampus", "putamen", "brainstem")
+PLANES = ("sagittal", "coronal", "axial")
+LETTERS = (("A", "P", "S", "I"), ("R", "L", "S", "I"), ("R", "L", "A", "P"))
+TILE, GAP, NAMES, HEADS = 240, 10, 130, 30  # px
+TRUE, FOUND = (80, 220, 120), (255, 90, 80)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Task:
     outlines: Tensor
     queries: Tensor
     targets: Tensor
+    axis: int = 0  # that the slices are across
 
 
 def tasks(
@@ -69,7 +75,7 @@ def tasks(
                 asked=asked,
             )
             images, masks = drawn.images[:, None], drawn.masks[:, None]
-            yield Task(name, images[:EXAMPLES], masks[:EXAMPLES], images[EXAMPLES:], masks[EXAMPLES:])
+            yield Task(name, images[:EXAMPLES], masks[:EXAMPLES], images[EXAMPLES:], masks[EXAMPLES:], number % 3)
 
 
 def held_out(course: SupportCourse, data: Path) -> list[Anatomy]:
@@ -116,19 +122,37 @@ def dice(mask: Tensor, target: Tensor) -> list[float]:
 
 def picture(rows: list[tuple[Task, Tensor]], path: Path) -> None:
     """One row per task: the examples, then the first query as it is (green) and as the network drew it (red)."""
-    lines = []
-    for task, found in rows:
-        shown = [_drawn(image, mask, 1) for image, mask in zip(task.examples, task.outlines, strict=True)]
-        shown += [_drawn(task.queries[0], task.targets[0], 1), _drawn(task.queries[0], found[0], 0)]
-        lines.append(np.concatenate(shown, axis=1))
-    sheet = Image.fromarray((np.concatenate(lines) * 255).astype(np.uint8))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)
+    heads = [*(f"example {number}" for number in range(1, EXAMPLES + 1)), "query, true outline", "query, as found"]
+    caption = Caption(
+        title="Structures that training never named, outlined from four examples",
+        subtitle="Synthetic slices; examples and query are of different subjects.",
+    )
+    canvas, top = framed(2 * EDGE + NAMES + len(heads) * (TILE + GAP), HEADS + len(rows) * (TILE + GAP), caption)
+    draw = ImageDraw.Draw(canvas)
+    for column, head in enumerate(heads):
+        draw.text((EDGE + NAMES + column * (TILE + GAP), top), head, font=font(16), fill=MUTED)
+    for number, (task, found) in enumerate(rows):
+        y = top + HEADS + number * (TILE + GAP)
+        score = dice(found[:1], task.targets[:1])
+        told = f"{task.name}\n{PLANES[task.axis]}\nDice {f'{score[0]:.2f}' if score else 'undefined'}"
+        draw.multiline_text((EDGE, y + TILE / 3), told, font=font(16), fill=TEXT)
+        shown = [_drawn(*each, TRUE) for each in zip(task.examples, task.outlines, strict=True)]
+        shown += [_drawn(task.queries[0], task.targets[0], TRUE), _drawn(task.queries[0], found[0], FOUND)]
+        for column, tile in enumerate(shown):
+            x = EDGE + NAMES + column * (TILE + GAP)
+            canvas.paste(tile, (x, y))
+            draw_letters(draw, (x, y, TILE, TILE), LETTERS[task.axis])
+    canvas.save(path)
 
 
-def _drawn(image: Tensor, mask: Tensor, channel: int) -> np.ndarray:
-    pixels = np.repeat(image[0].numpy()[..., None], 3, axis=2) * 0.9
-    pixels[..., channel] = np.where(mask[0].numpy() > 0, 0.5 * pixels[..., channel] + 0.5, pixels[..., channel])
-    return pixels.clip(0, 1)
+def _drawn(image: Tensor, mask: Tensor, color: tuple[int, int, int]) -> Image.Image:
+    """A slice as radiologists look at it, (1, side, side) along two axes of RAS, with its outline."""
+    grey, ids = ((255 * x[0].float().clamp(0, 1)).byte().numpy().T[::-1, ::-1] for x in (image, mask))
+    enlarged = Image.fromarray(np.ascontiguousarray(grey)).resize((TILE, TILE), Image.Resampling.BICUBIC)
+    pixels = np.array(enlarged.convert("RGB"))
+    inside = np.asarray(Image.fromarray(np.ascontiguousarray(ids)).resize((TILE, TILE), Image.Resampling.NEAREST))
+    pixels[outline(inside)] = color
+    return Image.fromarray(pixels)
 
 
 def main() -> None:
@@ -157,7 +181,8 @@ def main() -> None:
         columns[0] += dice(copied(task), task.targets)
         for column, found in zip(columns[1:], results, strict=True):
             column += dice(found, task.targets)
-        rows.setdefault(task.name, (task, results[0]))
+        if task.axis == len(scores) % len(PLANES):  # one plane each
+            rows.setdefault(task.name, (task, results[0]))
     heads = ["copied from the nearest example", *(Path(model).name for model in models)]
     print(f"| structure | queries | {' | '.join(heads)} |\n|---|---|{'---|' * len(heads)}")
     for name, columns in scores.items():
