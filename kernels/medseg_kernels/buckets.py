@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ALONE = 1 << 17  # logits of all heads from which a segment is worth a call of its own
-SLACK = 1.1  # longest over shortest segment of one batch: bounds the padding at a tenth, twice
+SLACK = 1.1  # longest over shortest segment of one batch: bounds the padding of queries and of keys at a tenth
 TINY = 16  # tokens up to which all segments share one batch: the call costs more than the padding
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

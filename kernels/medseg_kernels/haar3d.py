@@ -172,7 +172,7 @@ def _ihaar3d_plain(y: Tensor) -> Tensor:
 
 def _part_neighbours(rows: Tensor, low: Tensor, high: Tensor) -> None:
     """Write sum and difference of neighbours along W, over root 8: (..., W) to (..., w) twice; `rows` is used up."""
-    rows *= _SCALE
+    rows *= _SCALE  # not within the factor below: then the bits would depend on where a slab ends
     if rows.dtype == torch.float32 and sys.byteorder == "little":
         rows.view(torch.complex64).mul_(1 + 1j)
         halves = rows.view(torch.int64)
