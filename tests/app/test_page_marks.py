@@ -153,5 +153,17 @@ def test_plain_slices_where_there_is_no_webgl(site: Site, tmp_path: Path) -> Non
     far = [step * count / 4 for step, count in zip(grid.spacing, grid.shape, strict=True)]
     assert point["at"] == pytest.approx([far[0], far[1], point["at"][2]], abs=6), "right and front of the middle"
     assert rectangle["first"][2] == rectangle["last"][2] == pytest.approx(point["at"][2])
+    assert page.tab.is_hidden(".mark")
+    page.run("mr-denoise")
+    page.at("review")
+    page.tab.wait_for_selector(".mark")
+    pixels = "document.querySelector('.plain canvas').toDataURL()"
+    halves = page.tab.evaluate(pixels)
+    page.tab.fill("#ms-split", "1")
+    assert page.tab.evaluate(pixels) != halves, "the slider moves between original and restored"
+    page.tab.evaluate(f"window.original = {pixels}")
+    page.tab.check("input[value=difference]")
+    page.until(f"{pixels} !== window.original")
+    assert page.tab.is_visible(".mark")
     assert page.problems == []
     started.close()
