@@ -15,6 +15,7 @@ from medseg_pipelines.bundle import check, export
 from medseg_pipelines.bundle.kinds import Kind, kind_of
 from medseg_pipelines.bundle.kinds.kind import Training
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_folder
+from medseg_pipelines.support_store import load_support_set
 from tiny_model import head
 
 _TRAINING = {
@@ -67,9 +68,15 @@ def small_copy(name: str, folder: Path) -> Path:
     return folder
 
 
-def run_cases(models: Mapping[str, Path], place: Path) -> dict[str, Case]:
-    """Bundles of models, run where medseg cannot be imported; of models named tiny all that MONAI can do with them."""
-    trials = {name: _trial(model, place / name, every="tiny" in name) for name, model in models.items()}
+def run_cases(models: Mapping[str, Path], place: Path, supports: Mapping[str, str]) -> dict[str, Case]:
+    """Bundles of models, run where medseg cannot be imported; of models named tiny all that MONAI can do with them.
+
+    Args:
+        models: Folders by name.
+        place: Gets a folder for each.
+        supports: Support sets of those that follow one.
+    """
+    trials = {name: _trial(model, place / name, supports.get(name), "tiny" in name) for name, model in models.items()}
     reports = check.probe(list(trials.values()))
     return {
         name: Case(model=models[name], bundle=trial.folder, work=trial.work, kind=trial.kind, found=found)
@@ -77,12 +84,13 @@ def run_cases(models: Mapping[str, Path], place: Path) -> dict[str, Case]:
     }
 
 
-def _trial(model: Path, work: Path, *, every: bool) -> check.Trial:
-    bundle, kind = work / "bundle", kind_of(load_recipe(model))
+def _trial(model: Path, work: Path, support: str | None, every: bool) -> check.Trial:
+    bundle = work / "bundle"
+    kind = kind_of(load_recipe(model), support=None if support is None else load_support_set(support))
     for folder in (bundle, work / "images"):
         folder.mkdir(parents=True)
     kind.write_specimen(work / "images" / kind.SPECIMEN)
-    export.build(model, bundle)
+    export.build(model, bundle, support=support)
     return check.Trial(folder=bundle, work=work, kind=kind, further=_further(bundle, work, kind) if every else {})
 
 

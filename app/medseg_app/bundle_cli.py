@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medseg_app.exits import answering
-from medseg_app.options import MODEL, OUTPUT, Debug, Json, Model, Overwrite
+from medseg_app.options import INPUT, MODEL, OUTPUT, Debug, Json, Model, Overwrite
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder or the zip.", show_default=False)]
 
@@ -23,6 +23,14 @@ def export(
         Path,
         typer.Option("--out", "-o", help="A new folder, or a new .zip.", rich_help_panel=OUTPUT, show_default=False),
     ],
+    support: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For support-set: outlined cases that the bundle follows for good, of `medseg support list`.",
+            rich_help_panel=INPUT,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
     debug: Debug = False,
@@ -30,7 +38,7 @@ def export(
     """Write a model as a MONAI bundle that carries its own code, and check it; one that fails is not kept."""
     from medseg_app.commands import bundle
 
-    return bundle.export(model, out, overwrite=overwrite, json=json)
+    return bundle.export(model, out, support=support, overwrite=overwrite, json=json)
 
 
 @app.command()

@@ -9,6 +9,7 @@ B images, S or K support images, D width of a descriptor, g sides of the token g
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import NamedTuple
 
 import torch
@@ -110,7 +111,7 @@ class Matcher(nn.Module):
         # Without gradients no logits are kept; in half precision a sharp match would be off by a fifth.
         with torch.set_grad_enabled(learns), torch.autocast(query.device.type, enabled=False):
             share = dense_attention(sharp[:, :, None], marks.places[:, :, None], inside)[:, :, 0, 0]
-        side = round(query.shape[1] ** 0.5)
+        side = isqrt(query.shape[1])  # a whole number also while a network is recorded
         slope, offset = self.trust
         return (slope * share.clamp(1 - SURE, SURE).logit() + offset).unflatten(1, (side, side))[:, None]
 

@@ -9,6 +9,6 @@ RADIOLOGICAL = "Radiological convention: the left of the picture is the right of
 RESTORED_MARK = "RESTORED"
 RESTORED = "A restored image may show structures that were never acquired: always compare with the original."
 EXAMPLES_TRAVEL = (
-    "Its weights hold what the network made of the slices of a support set: no images, but they may reveal something "
-    "of them. Give it only to those who may have the images."
+    "Its weights hold what the network made of the slices of a support set, which are images of patients. The images "
+    "are not in it, but what was made of them may reveal something: give it only to those who may have the images."
 )

@@ -44,6 +44,8 @@ def test_exit_codes(call: Call, tmp_path: Path) -> None:
     assert call("bundle", "import", tmp_path / "zoo" / "docs").exit_code == 3
     assert call("bundle", "import", bundle, "--trust-code", "abc").exit_code == 2
     assert call("bundle", "export", "brain-structure", "-o", tmp_path / "out").exit_code == 2
+    without = call("bundle", "export", "support-set", "-o", tmp_path / "out")
+    assert (without.exit_code, "add --support NAME" in without.stderr) == (2, True)
     assert call("bundle", "check", tmp_path / "zoo" / "docs").exit_code == 3
     assert call("bundle", "check", bundle).exit_code == 1  # of the zoo: it lacks what ours must hold
     state = torch.load(bundle / "models" / "model.pt", weights_only=True)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +29,31 @@ from medseg_pipelines.bundle.kinds import kind_of
 from medseg_pipelines.bundle.kinds.kind import volume_fault
 from medseg_pipelines.bundle.kinds.restoration import specimen as slices_specimen
 from medseg_pipelines.bundle.kinds.segmentation import SegmentationKind
+from medseg_pipelines.bundle.kinds.support import support_set_of
 from medseg_pipelines.bundle.torchscript import LabelScores
 from medseg_pipelines.bundle.vendor import closure, foreign_imports, redirected
 from medseg_pipelines.recipe import RECIPE_FILE, load_recipe, recipe_names, template_names
 from medseg_pipelines.results import Result
+from medseg_pipelines.support import create_support_set
+from medseg_pipelines.support_store import load_support_set
+from medseg_pipelines.words import EXAMPLES_TRAVEL
 from pictures import build_tiny_vessel_model
 from tiny_cells import build_tiny_cells
 from tiny_model import WINDOW, build_tiny_model
 from tiny_restoration import build_tiny_restoration
 from tiny_superres import build_superres_model
+from tiny_support import NETWORK, outlined, support_model
 from tiny_tiles import build_tiny_tiles
 
 TRAINED = ["tiny labels", "tiny labels of slices", "tiny slices", "tiny pictures", "tiny cells"]
-UNPAIRED = ["tiny tiles", "tiny doubled", "tiny thin slices"]  # a bundle has no pairs to train these on
+UNPAIRED = ["tiny tiles", "tiny doubled", "tiny examples"]  # a bundle has nothing to train these on
 TINY = [*TRAINED, *UNPAIRED]
 REFUSED = {  # and what of each is named as the reason
     **dict.fromkeys(template_names(), "without weights.*then export RUN"),
     **dict.fromkeys(("db-sam", "db-sam-small", "medsam", "sam"), "boxes or masks mark.*medseg infer --box"),
     "her-seg-pretrain": "teaches an encoder.*--from RUN",
-    **dict.fromkeys(("sam2-sgp", "support-set"), "support set outlines.*medseg infer --support"),
+    "sam2-sgp": "weights are yours.*medseg infer --support",
+    "support-set": "together with a support set: add --support NAME",
 }
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all bundles
 SHIPPED = [name for name in recipe_names() if name not in REFUSED]
@@ -61,9 +69,10 @@ OPTIONAL = {
 
 
 @pytest.fixture(scope="module")
-def cases(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+def cases(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Case]]:
     """Bundles of a tiny model of every kind and of all that ship, those with small windows."""
     place = tmp_path_factory.mktemp("bundles")
+    matching = {"name": "sam2-sgp", "options": {**NETWORK, "matching": 8}}
     models = {
         "tiny labels": model_folder,
         "tiny labels of slices": build_tiny_model(tmp_path_factory.mktemp("flat"), flat=True),
@@ -72,10 +81,15 @@ def cases(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
         "tiny cells": build_tiny_cells(tmp_path_factory.mktemp("cells")),
         "tiny tiles": build_tiny_tiles(tmp_path_factory.mktemp("tiles"), weights=True, window=32),
         "tiny doubled": build_superres_model(tmp_path_factory.mktemp("doubled"), "all"),
-        "tiny thin slices": build_superres_model(tmp_path_factory.mktemp("thin"), "slices"),
+        "tiny examples": support_model(place / "examples", network=matching),
         **{name: small_copy(name, place / f"{name} small") for name in SHIPPED},
     }
-    return run_cases(models, place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSEG_HOME", str(place / "home"))
+        images, maps = zip(*[outlined(seed, size=10) for seed in range(3)], strict=True)
+        labels = [each.with_voxels(each.voxels**2, kind="labels") for each in maps]  # ids need not follow each other
+        create_support_set("balls", images, labels, names={1: "large ball", 4: "small ball"})
+        yield run_cases(models, place, {"tiny examples": "balls"})
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +182,42 @@ def test_without_a_stock_configuration_the_documentation_says_why(cases: dict[st
     bundle = cases["tiny doubled"].bundle
     assert not (bundle / "configs" / "inference_stock.json").exists()
     assert "there is no stock configuration" in (bundle / "docs" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_bundle_of_examples_holds_what_the_network_made_of_them_and_says_so(cases: dict[str, Case]) -> None:
+    bundle = cases["tiny examples"].bundle
+    told, support = read_json(bundle / METADATA), load_support_set("balls")
+    assert (told["support_set"], told["support_set_sha256"]) == ("balls", support.card.sha256)
+    documents = [(bundle / "docs" / name).read_text(encoding="utf-8") for name in ("README.md", "data_license.txt")]
+    assert all(EXAMPLES_TRAVEL in text for text in (told["description"], *documents))
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    for number, label in enumerate((1, 4)):
+        kept = {name: value for name, value in state.items() if name.startswith(f"kept.{number}.")}
+        assert {name.split(".")[-1] for name in kept} == {"likeness", "memory", "places", "inside"}
+        slices = sum(len(case.showing(label)) for case in support.cases)
+        assert all(len(value) == slices and bool(value.any()) for value in kept.values())
+    drawn = io.read(cases["tiny examples"].work / "results" / "specimen_labels.nii.gz", kind="labels")
+    assert len(np.unique(drawn.voxels)) > 1, "the comparison must see something that was found"
+    names = told["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert names == {"0": "background", "1": "large ball", "4": "small ball"}
+
+
+@pytest.mark.usefixtures("cases")
+def test_only_the_support_set_of_a_bundle_is_compared_with(model_folder: Path, tmp_path: Path) -> None:
+    told = {"support_set": "balls", "support_set_sha256": load_support_set("balls").card.sha256}
+    found = support_set_of(told)
+    assert found is not None
+    assert found.card.name == "balls"
+    assert support_set_of({}) is None
+    with pytest.raises(UsageError, match="another support set than what 'balls' is now"):
+        support_set_of({**told, "support_set_sha256": "0" * 64})
+    with pytest.raises(UsageError, match="'cubes', which is not here any more"):
+        support_set_of({**told, "support_set": "cubes"})
+    with pytest.raises(UsageError, match="follows no examples: drop --support"):
+        export.build(model_folder, tmp_path, support="balls")
+    pictures = replace(found, card=found.card.model_copy(update={"kind": "pictures"}))
+    with pytest.raises(UsageError, match="is of pictures, a bundle follows volumes only"):
+        kind_of(load_recipe("support-set"), support=pictures)
 
 
 @pytest.mark.parametrize(("name", "reason"), REFUSED.items())

@@ -7,13 +7,15 @@ from medseg_app.output import print_json, print_line, print_table
 from medseg_pipelines.bundle.check import Report, check_bundle
 from medseg_pipelines.bundle.export import export_bundle
 from medseg_pipelines.bundle.importing import import_bundle
-from medseg_pipelines.words import RESEARCH_USE
+from medseg_pipelines.words import EXAMPLES_TRAVEL, RESEARCH_USE
 
 
-def export(model: str, out: Path, *, overwrite: bool, json: bool) -> int:
+def export(model: str, out: Path, *, support: str | None, overwrite: bool, json: bool) -> int:
     """Write and check a bundle; returns the exit code."""
-    report = export_bundle(model, out, overwrite=overwrite)
+    report = export_bundle(model, out, support=support, overwrite=overwrite)
     _show(report, out, json=json)
+    if support is not None and not json:
+        print_line(f"note      {EXAMPLES_TRAVEL}")
     return 0
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from medseg.errors import MedsegError, UsageError
-from medseg.weights import load_weights
 from medseg_pipelines.bundle.archive import MANIFEST, METADATA, checksums, file_names, opened, read_json
 from medseg_pipelines.bundle.kinds import Kind, kind_of
+from medseg_pipelines.bundle.kinds.support import support_set_of
 from medseg_pipelines.bundle.torchscript import close
 from medseg_pipelines.bundle.vendor import OURS, foreign_imports
 from medseg_pipelines.recipe import Recipe, load_recipe, recipe_folder
@@ -70,7 +70,7 @@ def check_bundle(path: Path, *, model: str | Path | None = None) -> Report:
         model: Name or folder of the model; by default the name that the bundle bears.
 
     Raises:
-        UsageError: There is nothing at `path`, or no model to compare with.
+        UsageError: There is nothing at `path`, or no model or support set to compare with.
         InputRefused: It is no bundle, or an archive that tries to harm.
     """
     with opened(path) as folder:
@@ -87,8 +87,9 @@ def check_folder(
     if missing:
         return Report((Point("files", f"missing: {', '.join(missing)}"),))
     told = read_json(folder / MANIFEST)
-    model = model or str(read_json(folder / METADATA).get("name", ""))
-    kind = kind_of(_recipe(model))
+    metadata = read_json(folder / METADATA)
+    model = model or str(metadata.get("name", ""))
+    kind = kind_of(_recipe(model), support=support_set_of(metadata))
     with tempfile.TemporaryDirectory(prefix="medseg-check-") as place:
         work = Path(place)
         scan = work / "images" / kind.SPECIMEN
@@ -241,8 +242,7 @@ def _strangers(found: dict[str, Any]) -> str | None:
 
 def script_fault(kind: Kind[Any], model: str | Path, work: Path) -> str | None:
     """Whether model.ts gave in the other process what the network gives here."""
-    network = kind.build_network().eval()
-    load_weights(network, recipe_folder(model) / kind.recipe.weights.file, sha256=kind.recipe.weights.sha256)
+    network = kind.loaded(recipe_folder(model))
     with torch.inference_mode():
         wanted = kind.served(network)(kind.sample(1))
     found = torch.load(work / OUTPUT, weights_only=True)

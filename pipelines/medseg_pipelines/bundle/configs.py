@@ -11,7 +11,7 @@ from medseg import __version__
 from medseg_pipelines.bundle.kinds import Kind
 from medseg_pipelines.bundle.kinds.kind import Part, Training
 from medseg_pipelines.bundle.vendor import PACKAGE
-from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
+from medseg_pipelines.words import RESEARCH_USE
 
 SCHEMA_ADDRESS = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 _DATA = {
@@ -41,7 +41,6 @@ def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
     """
     recipe = kind.recipe
     packages = {name: version(name) for name in kind.packages}
-    remark = "" if recipe.weights.trained else f" {UNTRAINED}"
     return {
         "schema": SCHEMA_ADDRESS,
         "version": __version__,
@@ -54,7 +53,7 @@ def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
         "supported_apps": {},
         "name": recipe.name,
         "task": recipe.title,
-        "description": f"{recipe.summary} {RESEARCH_USE}{remark}",
+        "description": " ".join((recipe.summary, RESEARCH_USE, *kind.remarks())),
         "authors": "medseg",
         "copyright": f"medseg, {recipe.licence}",
         "intended_use": recipe.intended_use,
@@ -62,6 +61,7 @@ def metadata(kind: Kind[Any], *, script: bool = False) -> Part:
         **dict(zip(("image_classes", "label_classes", "pred_classes"), kind.words().classes, strict=True)),
         "references": [],
         "network_data_format": kind.data_format(script=script),
+        **kind.origin(),
     }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from medseg import __version__
 from medseg.errors import MedsegError, ModelMissing, UsageError
-from medseg.weights import load_weights, sha256_of
+from medseg.weights import sha256_of
 from medseg_pipelines import nets
 from medseg_pipelines.bundle import configs
 from medseg_pipelines.bundle.archive import MANIFEST, METADATA, checksums, pack, write_json
@@ -27,31 +27,33 @@ from medseg_pipelines.bundle.vendor import copy_code
 from medseg_pipelines.folders import whole_folder
 from medseg_pipelines.load import no_weights
 from medseg_pipelines.recipe import RECIPE_FILE, Recipe, load_recipe, recipe_folder, template_names
-from medseg_pipelines.words import RESEARCH_USE, UNTRAINED
+from medseg_pipelines.support_store import load_support_set
+from medseg_pipelines.words import RESEARCH_USE
 
 SCHEMA = "medseg-bundle-1"
 _STOCK = "configs/inference_stock.json"
 TRAINING = "configs/train.json"
 
 
-def export_bundle(model: str | Path, target: Path, *, overwrite: bool = False) -> Report:
+def export_bundle(model: str | Path, target: Path, *, support: str | None = None, overwrite: bool = False) -> Report:
     """Write a bundle and check it; one that fails a check does not stay.
 
     Args:
         model: A name from `medseg models`, or a model folder.
         target: A new folder, or a new file that ends in .zip.
+        support: Name of the support set that a model which segments by example will follow; no other takes one.
         overwrite: Replace a bundle that is at `target` already.
 
     Returns:
         What was checked.
 
     Raises:
-        UsageError: There is no such model, or something is at `target` already that must stay.
+        UsageError: There is no such model or support set, or something is at `target` already that must stay.
         ModelMissing: The weights are absent or altered.
         MedsegError: The bundle failed a check; the message names it, and nothing was replaced.
     """
     with _place(target, overwrite) as folder:
-        build(model, folder)
+        build(model, folder, support=support)
         report = check_folder(folder, model=model)
         if not report.passed:
             failed = next(point for point in report.points if point.fault)
@@ -59,23 +61,22 @@ def export_bundle(model: str | Path, target: Path, *, overwrite: bool = False) -
     return report
 
 
-def build(model: str | Path, folder: Path) -> None:
+def build(model: str | Path, folder: Path, *, support: str | None = None) -> None:
     """Fill an empty folder with the bundle of a model, unchecked.
 
     Raises:
-        UsageError: There is no such model, or it cannot be a bundle.
+        UsageError: There is no such model or support set, or it cannot be a bundle.
         ModelMissing: The weights are absent or altered.
         MedsegError: Its TorchScript form does not give what the network gives.
     """
     recipe, home = load_recipe(model), recipe_folder(model)
     if recipe.network.name == nets.TRUSTED:
         raise UsageError(f"model '{recipe.name}' runs the code of a bundle; export that bundle, not the model")
-    kind = kind_of(recipe)
+    kind = kind_of(recipe, support=None if support is None else load_support_set(support))
     if str(model) in template_names():
         raise ModelMissing(no_weights(str(model), "export RUN"))
     require_tools()
-    network = kind.build_network().eval()
-    load_weights(network, home / recipe.weights.file, sha256=recipe.weights.sha256)
+    network = kind.loaded(home)
     (folder / "models").mkdir()
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     training = kind.training()
@@ -129,7 +130,7 @@ def _write_documents(kind: Kind[Any], home: Path, folder: Path) -> None:
     documents = folder / "docs"
     documents.mkdir()
     (documents / "README.md").write_text(_readme(kind, text), encoding="utf-8")
-    (documents / "data_license.txt").write_text(_data_licence(kind.recipe, text), encoding="utf-8")
+    (documents / "data_license.txt").write_text(_data_licence(kind, text), encoding="utf-8")
     licence = distribution("medseg").read_text("licenses/LICENSE")
     if licence is None:
         raise MedsegError("export: the installed package must hold its LICENSE, it does not; reinstall it")
@@ -138,13 +139,13 @@ def _write_documents(kind: Kind[Any], home: Path, folder: Path) -> None:
 
 def _readme(kind: Kind[Any], card: str) -> str:
     recipe, words = kind.recipe, kind.words()
-    weights = "" if recipe.weights.trained else f"\n**{UNTRAINED}**\n"
+    remarks = "".join(f"\n**{each}**\n" for each in kind.remarks())
     return f"""# {recipe.title}
 
 {recipe.summary}
 
 {recipe.intended_use} {RESEARCH_USE}
-{weights}
+{remarks}
 ## Run
 
     python -m monai.bundle run --config_file BUNDLE/configs/inference.json --bundle_root BUNDLE \\
@@ -181,15 +182,14 @@ def _without_title(card: str) -> str:
     return re.sub(r"\A\s*# .*\n", "", card)
 
 
-def _data_licence(recipe: Recipe, card: str) -> str:
+def _data_licence(kind: Kind[Any], card: str) -> str:
     """What the card says of data, else where to ask."""
     sections = re.split(r"^## ", card, flags=re.MULTILINE)[1:]
     about = [section for section in sections if re.match(r".*\b(data|licen[cs]e)", section, flags=re.IGNORECASE)]
     told = "\n\n".join(section.strip() for section in about)
-    return f"""Model: {recipe.name}, {recipe.licence}
-
-{told or "The model's card names no training data; ask its authors before you redistribute it."}
-"""
+    told = told or "The model's card names no training data; ask its authors before you redistribute it."
+    parts = [f"Model: {kind.recipe.name}, {kind.recipe.licence}", told, kind.notice() or ""]
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _write_manifest(recipe: Recipe, home: Path, folder: Path, code: list[str]) -> None:

@@ -49,6 +49,24 @@ class LabelScores(nn.Module):
         return torch.cat(columns, dim=1)
 
 
+class WithBackground(nn.Module):
+    """A threshold in front of probabilities: the argmax over channels is 0 where none of them is above it.
+
+    Args:
+        network: (B, 1, *grid) to probabilities of labels, (B, K, *grid).
+        threshold: What the background gets everywhere.
+    """
+
+    def __init__(self, network: nn.Module, threshold: float) -> None:
+        super().__init__()
+        self.network, self.threshold = network, threshold
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, *grid) to (B, K + 1, *grid)."""
+        found = self.network(image)
+        return torch.cat((torch.full_like(found[:, :1], self.threshold), found), dim=1)
+
+
 def recorded(network: nn.Module, sample: Tensor) -> nn.Module:
     """A network recorded on one input; it takes no other size."""
     with torch.inference_mode(), warnings.catch_warnings():

@@ -12,10 +12,12 @@ import numpy as np
 from torch import Tensor, nn
 
 from medseg.volume import Volume
+from medseg.weights import load_weights
 from medseg_pipelines import nets
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.bundle.vendor import target_of
 from medseg_pipelines.recipe import Recipe
+from medseg_pipelines.words import UNTRAINED
 
 Part = dict[str, Any]
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
@@ -98,6 +100,16 @@ class Kind(ABC, Generic[AnyRecipe]):
         """The network as it stands in the bundle, with random weights and the parameter names of the recipe's."""
         return nets.build(self.recipe.network.name, self.recipe.network.options)
 
+    def loaded(self, home: Path) -> nn.Module:
+        """The network as it stands in the bundle with the weights of a model folder, in evaluation mode.
+
+        Raises:
+            ModelMissing: The weights are absent or altered.
+        """
+        network = self.build_network().eval()
+        load_weights(network, home / self.recipe.weights.file, sha256=self.recipe.weights.sha256)
+        return network
+
     def network_def(self, network: nn.Module) -> Part:
         """Class and options of the network."""
         own, name = self.own_network, self.recipe.network.name
@@ -107,6 +119,19 @@ class Kind(ABC, Generic[AnyRecipe]):
     def left_out(self) -> frozenset[str]:
         """Modules that the code names but this model never reaches."""
         return frozenset()
+
+    def notice(self) -> str | None:
+        """What must be said of the bundle beside what holds for its model."""
+        return None
+
+    def remarks(self) -> list[str]:
+        """Sentences that stand wherever the bundle is described."""
+        said = (None if self.recipe.weights.trained else UNTRAINED, self.notice())
+        return [each for each in said if each]
+
+    def origin(self) -> dict[str, str]:
+        """Further entries of the metadata: what the bundle was made from beside the model."""
+        return {}
 
     def training(self) -> Training | None:
         """How a user trains the network further, where that needs no more than a bundle can carry."""

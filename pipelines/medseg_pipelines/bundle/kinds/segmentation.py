@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +22,7 @@ from medseg_pipelines.bundle.kinds.kind import (
     saving,
     undoing,
 )
+from medseg_pipelines.bundle.kinds.label_maps import label_format, labels_fault, stock_preparation
 from medseg_pipelines.bundle.kinds.specimen import made_up
 from medseg_pipelines.bundle.torchscript import LabelScores
 from medseg_pipelines.bundle.vendor import target_of
@@ -32,7 +32,6 @@ from medseg_pipelines.portable.volumes import LoadVolumed
 from medseg_pipelines.recipe import SegmentationRecipe, recipe_folder
 from medseg_pipelines.segmentation import Segmentation, body_of, preparation_of
 
-_FORMATS = {"CT": "hounsfield"}
 _LEAST_CROP = 32  # voxels; a smaller one shows too little of what is around it
 
 
@@ -94,7 +93,7 @@ class SegmentationKind(Kind[SegmentationRecipe]):
         }
         decode = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
         return Steps(
-            preprocessing=self._stock_preparation(),
+            preprocessing=stock_preparation(self.recipe.preparation),
             inferer=inferer,
             postprocessing=[decode, undoing(), saving(self.POSTFIX, self.dtype)],
         )
@@ -127,39 +126,15 @@ class SegmentationKind(Kind[SegmentationRecipe]):
     def data_format(self, *, script: bool) -> Part:
         """Windows in, scores out; of `model.ts` one channel per label in the order of the ids."""
         recipe = self.recipe
-        modality = recipe.scope.modalities[0]
-        patch = {"spatial_shape": self.window, "dtype": "float32", "is_patch_data": True}
-        known = {0: "background", **{label.id: label.name for label in recipe.labels}}
-        names = {str(label): name for label, name in known.items()}
-        if script:
-            names = {str(channel): known[label] for channel, label in enumerate(sorted(known))}
-        channels = len(known) if script else recipe.decode.outputs
-        image = {
-            "type": "image",
-            "format": _FORMATS.get(modality, "magnitude"),
-            "modality": modality,
-            "num_channels": 1,
-            **patch,
-            "value_range": [0, 1.5] if recipe.preparation.intensity is None else [],
-            "channel_def": {"0": "image"},
-        }
-        scores = {"type": "image", "format": "segmentation", "num_channels": channels, **patch, "value_range": []}
-        labels = {
-            "type": "image",
-            "format": "labels",
-            "num_channels": 1,
-            "spatial_shape": ["*", "*", "*"],
-            "dtype": self.dtype,
-            "value_range": [0, 255 if self.dtype == "uint8" else 65535],
-            "is_patch_data": False,
-            "channel_def": names,
-        }
-        return {
-            "inputs": {"image": image},
-            # MONAI Label takes its label names from here, and it shows what the inferer gives: ids, not channels
-            "outputs": {"pred": {**scores, "channel_def": names}},
-            "post_processed_outputs": {"pred": labels},
-        }
+        return label_format(
+            recipe.labels,
+            script=script,
+            outputs=recipe.decode.outputs,
+            shape=self.window,
+            modality=recipe.scope.modalities[0],
+            values=[0, 1.5] if recipe.preparation.intensity is None else [],
+            dtype=self.dtype,
+        )
 
     def words(self) -> Words:
         """What the documentation says."""
@@ -190,41 +165,8 @@ class SegmentationKind(Kind[SegmentationRecipe]):
 
     def fault(self, model: str | Path, scan: Path, folder: Path) -> str | None:
         """The number of voxels that differ."""
-        written = folder / f"{scan.name.removesuffix('.nii.gz')}_{self.POSTFIX}.nii.gz"
-        if not written.is_file():
-            return "the run wrote no label map"
-        found = io.read(written, kind="labels")
         expected = Segmentation(self.recipe, recipe_folder(model), device="cpu")(scan, force_scope=True).volume
-        if not found.grid.equals(expected.grid, tolerance=1e-4):  # mm; the file holds the affine in float32
-            return f"grid {found.shape} at {found.spacing} mm, expected {expected.shape} at {expected.spacing} mm"
-        differ = int(np.count_nonzero(found.voxels != expected.voxels))
-        return f"{differ} of {found.voxels.size} voxels differ" if differ else None
-
-    def _stock_preparation(self) -> list[Part]:
-        section = self.recipe.preparation
-        steps: list[Part] = [
-            {"_target_": "LoadImaged", "keys": "image"},
-            {"_target_": "EnsureChannelFirstd", "keys": "image"},
-        ]
-        if section.orientation is not None:
-            steps.append({"_target_": "Orientationd", "keys": "image", "axcodes": section.orientation, "labels": None})
-        if section.spacing is not None:
-            steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(section.spacing), "mode": "bilinear"})
-        if section.intensity is None:
-            steps.append(_stock_percentiles(section.percentiles, (0.0, 1.0), clip=True))
-        for step in section.intensity or ():
-            if step.kind == "z-score":
-                steps.append({"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": step.nonzero})
-            elif step.kind == "extremes":
-                low, high = step.target
-                steps.append({"_target_": "ScaleIntensityd", "keys": "image", "minv": low, "maxv": high})
-            elif step.kind == "percentiles":
-                steps.append(_stock_percentiles(step.source or (0.0, 100.0), step.target, clip=step.clip))
-            else:
-                values = (*(step.source or ()), *step.target)
-                ends = dict(zip(("a_min", "a_max", "b_min", "b_max"), values, strict=True))
-                steps.append({"_target_": "ScaleIntensityRanged", "keys": "image", **ends, "clip": step.clip})
-        return steps
+        return labels_fault(folder / f"{scan.name.removesuffix('.nii.gz')}_{self.POSTFIX}.nii.gz", expected)
 
 
 def specimen(recipe: SegmentationRecipe) -> Volume:
@@ -237,8 +179,3 @@ def specimen(recipe: SegmentationRecipe) -> Volume:
     steps = np.array(spacing) * (1.0, 1.2, 1.5)
     shape = [max(16, round(1.1 * extent / step)) for extent, step in zip(extents, steps, strict=True)]
     return made_up(shape, steps.tolist(), body=[max(0.5, (extent - margin) / extent) for extent in extents])
-
-
-def _stock_percentiles(source: Sequence[float], target: Sequence[float], *, clip: bool) -> Part:
-    ends = dict(zip(("lower", "upper", "b_min", "b_max"), (*source, *target), strict=True))
-    return {"_target_": "ScaleIntensityRangePercentilesd", "keys": "image", **ends, "clip": clip}

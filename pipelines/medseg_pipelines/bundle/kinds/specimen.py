@@ -23,11 +23,16 @@ def made_up(shape: Sequence[int], spacing: Sequence[float], *, body: Sequence[fl
     noise = np.random.default_rng(0).normal(size=tuple(shape))
     waves = np.sin(9 * axes[0]) * np.cos(7 * axes[1]) + np.sin(5 * axes[2])
     voxels = np.where(radius < 1, 300 + 120 * waves + 90 * axes[0] + 15 * noise, 4 * np.abs(noise))
+    return oblique(np.clip(voxels, 0, None).round().astype(np.int16), spacing)
+
+
+def oblique(voxels: NDArray[np.int16], spacing: Sequence[float]) -> Volume:
+    """Voxels as a volume that is turned in space and whose first axis points to the left; spacing in mm."""
     tilt = np.array([[0.995, -0.0998, 0], [0.0998, 0.995, 0], [0, 0, 1]])
     affine = np.eye(4)
     affine[:3, :3] = tilt @ np.diag(np.asarray(spacing) * (-1, 1, 1))
     affine[:3, 3] = (40.0, -35.5, 12.25)
-    return Volume(np.clip(voxels, 0, None).round().astype(np.int16), affine)
+    return Volume(voxels, affine)
 
 
 def made_up_fundus(height: int, width: int) -> NDArray[np.uint8]:
