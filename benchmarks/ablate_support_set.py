@@ -5,7 +5,7 @@
 Encoder, matcher and first decoder stay as they ship, so that embedding, pseudo mask and box are the same for all. Four
 second decoders start from one draw of random weights and see the same tasks in the same order, on anatomies that never
 were: with the constant gate of the released code or the one that the pseudo mask works, each drawing the result anew or
-correcting the pseudo mask. They are judged as in `score_support_set.py`. One core takes four minutes.
+correcting the pseudo mask. They are judged as in `score_support_set.py`. One core takes three minutes.
 """
 
 from __future__ import annotations
