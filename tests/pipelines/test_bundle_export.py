@@ -303,7 +303,7 @@ def quick(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Building and checking without what takes long: what the check's process would find can be set."""
     steps = ("verify_metadata", "verify_net_in_out", "run", "properties", "weights", "script")
     found: dict[str, Any] = {**dict.fromkeys(steps), "strangers": []}
-    monkeypatch.setattr(export, "build", lambda model, folder: _copy(bundle, folder))
+    monkeypatch.setattr(export, "build", lambda model, folder, support: _copy(bundle, folder))
     monkeypatch.setattr(check, "probe", lambda trials: [found for _ in trials])
     monkeypatch.setattr(check, "script_fault", lambda *arguments: None)
     monkeypatch.setattr(SegmentationKind, "fault", lambda *arguments: None)
