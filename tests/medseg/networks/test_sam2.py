@@ -42,6 +42,7 @@ def test_published_sizes(preset: str, encoder: float, whole: float) -> None:
         network = sam2.Sam2(preset)
     counts = [sum(x.numel() for x in part.parameters()) / 1e6 for part in (network.image_encoder, network)]
     assert counts == pytest.approx([encoder, whole], abs=0.005)
+    assert sam2.preset_of(network.state_dict()) == preset
 
 
 def test_version_2_0_lacks_the_three_later_tensors() -> None:
