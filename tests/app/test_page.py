@@ -9,6 +9,7 @@ import pytest
 
 from browser import Page, Site, serving, small_site
 from demo import template
+from hostile import HOSTILE
 from medseg import io
 from medseg.volume import Volume
 from medseg_app.server.accounts import hash_password
@@ -130,12 +131,16 @@ def test_cancel_keeps_nothing(site: Site) -> None:
 
 
 def test_what_cannot_be_used_gets_a_sentence(site: Site, tmp_path: Path) -> None:
-    (tmp_path / "bad.nii.gz").write_bytes(b"no volume at all")
     page = site.page()
-    page.bring(tmp_path / "bad.nii.gz")
-    told = page.tab.inner_text(".finding.error")
-    assert "the name says gzip, the content is plain text" in told
-    assert "image0" not in told, "the name of our copy means nothing to the user"
+    for number, (name, (ending, content)) in enumerate(HOSTILE.items()):
+        bad = tmp_path / f"bad{number}{ending}"
+        bad.write_bytes(content())
+        page.bring(bad)
+        mark, word, told = page.tab.inner_text(".finding.error").split("\n")
+        assert (mark, word) == ("\N{MULTIPLICATION X}", "Problem"), name
+        assert len(told.split()) > 3, name
+        assert "image0" not in told, f"{name}: the name of our copy means nothing to the user"
+        assert "root:" not in told, name
     page.bring(site.image)
     assert page.tab.locator(".finding.good").count() >= 4, "the server goes on"
 

@@ -4,96 +4,18 @@ import gzip
 import io
 import json
 import shutil
-import struct
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
-import numpy as np
 import pytest
 from PIL import Image
 
 from dicom_cases import Case, noise
+from hostile import HOSTILE, nifti_bytes, zip_bytes
 from medseg_app.jobs.worker import answer
 from pictures import fundus
 
 MEMORY = 512 << 20
-
-
-def _nifti(
-    shape: tuple[int, ...] = (8, 8, 8), *, affine: np.ndarray | None = None, voxels: bytes | None = None
-) -> bytes:
-    header = nibabel.nifti1.Nifti1Header()
-    header.set_data_dtype(np.int16)
-    header.set_data_shape((8, 8, 8))
-    header.set_sform(np.eye(4) if affine is None else affine, code=1)
-    raw = bytearray(header.binaryblock) + b"\0\0\0\0"
-    struct.pack_into("<8h", raw, 40, len(shape), *shape, *[1] * (7 - len(shape)))
-    struct.pack_into("<f", raw, 108, 352.0)
-    return bytes(raw) + (np.arange(512, dtype=np.int16).tobytes() if voxels is None else voxels)
-
-
-def _zip(*members: tuple[str, bytes], link: bool = False) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            entry = zipfile.ZipInfo(name)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            if link:
-                entry.create_system, entry.external_attr = 3, 0o120777 << 16
-            archive.writestr(entry, content)
-    return stream.getvalue()
-
-
-def _encrypted() -> bytes:
-    content = bytearray(_zip(("a.nii", _nifti())))
-    content[6] |= 1
-    content[content.index(b"PK\x01\x02") + 8] |= 1
-    return bytes(content)
-
-
-NAN = np.diag([np.nan, 1, 1, 1])
-PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 64
-HOSTILE: dict[str, tuple[str, Callable[[], bytes]]] = {
-    "empty": (".nii", lambda: b""),
-    "no volume": (".nii.gz", lambda: b"<script>alert(1)</script>"),
-    "cut off": (".nii", lambda: _nifti()[:600]),
-    "more voxels than any disk": (".nii", lambda: _nifti((32000, 32000, 30000))),
-    "50,000 slices of nothing": (".mha", lambda: b"ObjectType = Image\nNDims = 3\nDimSize = 512 512 50000\n"
-                                 b"ElementType = MET_SHORT\nElementSpacing = 1 1 1\nElementDataFile = LOCAL\n\0\0"),
-    "negative size": (".nii", lambda: _nifti((-8, 8, 8))),
-    "NaN geometry": (".nii", lambda: _nifti(affine=NAN)),
-    "flat geometry": (".nii", lambda: _nifti(affine=np.diag([1.0, 1, 0, 1]))),
-    "gzip bomb": (".nii.gz", lambda: gzip.compress(_nifti((2048, 2048, 1000), voxels=bytes(32 << 20)))),
-    "zip bomb": (".zip", lambda: _zip(("a.dcm", bytes(64 << 20)))),
-    "zip that leads out": (".zip", lambda: _zip(("../../../tmp/out.nii", _nifti()), ("/etc/out.nii", _nifti()))),
-    "zip of links": (".zip", lambda: _zip(("a.nii", b"/etc/passwd"), link=True)),
-    "zip of zips": (".zip", lambda: _zip(("a.zip", _zip(("a.nii", _nifti()))))),
-    "zip of several images": (".zip", lambda: _zip(("a.nii", _nifti()), ("b.nii", _nifti()))),
-    "encrypted zip": (".zip", _encrypted),
-    "broken zip": (".zip", lambda: b"PK\x03\x04" + b"\0" * 100),
-    "empty zip": (".zip", lambda: _zip()),
-    "program as a picture": (".png", lambda: b"\x7fELF" + b"\0" * 100),
-    "zip behind a picture": (".nii.gz", lambda: PNG + _zip(("a.nii", _nifti()))),
-    "picture as DICOM": (".dcm", lambda: PNG),
-    "picture bomb": (".png", lambda: _png(60_000)),
-    "header that names a file": (".mha", lambda: b"ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = "
-                                 b"MET_UCHAR\nElementSpacing = 1 1 1\nElementDataFile = /etc/passwd\n"),
-    "header that names another": (".nrrd", lambda: b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
-                                  b"data file: ../../../../etc/passwd\n\n"),
-}  # fmt: skip
-
-
-def _png(side: int) -> bytes:
-    import zlib
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    start = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return PNG[:8] + chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 def _check(folder: Path, name: str, content: bytes) -> tuple[str, str]:
@@ -130,7 +52,9 @@ def test_a_hostile_upload_gets_a_sentence(tmp_path: Path, name: str) -> None:
 
 
 def test_a_zipped_volume_is_opened(tmp_path: Path) -> None:
-    state, reason = _check(tmp_path, "image000000.zip", _zip(("Doe^Jane/scan.nii.gz", gzip.compress(_nifti()))))
+    state, reason = _check(
+        tmp_path, "image000000.zip", zip_bytes(("Doe^Jane/scan.nii.gz", gzip.compress(nifti_bytes())))
+    )
     assert (state, reason) == ("done", "")
     found = json.loads((tmp_path / "job" / "result" / "manifest.json").read_text())
     assert found["facts"]["shape"] == [8, 8, 8]
