@@ -76,7 +76,12 @@ def test_gradcheck_of_the_kernels(device: str, generator: torch.Generator) -> No
     assert torch.autograd.gradcheck(lambda v, xy, w: deform_sample(v, shapes, xy, w), inputs, fast_mode=True)
 
 
-def test_the_registered_op_is_sound(device: str, generator: torch.Generator) -> None:
+def test_the_registered_ops_are_sound(device: str, generator: torch.Generator) -> None:
     value, _, locations, weights = to(maps(CASES[0], generator), device)
     inputs = [x.requires_grad_() for x in (value, locations, weights)]
     torch.library.opcheck(torch.ops.medseg.deform_sample.default, (inputs[0], [1, 1], *inputs[1:], False))
+    value, locations, weights = (x.detach() for x in inputs)
+    out = torch.ops.medseg.deform_sample(value, [1, 1], locations, weights, False)
+    for fixed in (False, True):
+        arguments = (out, value, [1, 1], locations, weights, fixed)
+        torch.library.opcheck(torch.ops.medseg.deform_sample_backward.default, arguments)

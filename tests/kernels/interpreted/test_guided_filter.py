@@ -58,3 +58,8 @@ def test_the_registered_ops_are_sound(device: str, generator: torch.Generator) -
     torch.library.opcheck(torch.ops.medseg.box_filter.default, (y, 2, 1))
     line = torch.randn(2, 2, 3, 6, 7, generator=generator).to(device).requires_grad_()
     torch.library.opcheck(torch.ops.medseg.affine_upsample.default, (line, high))
+    x, y, a, total, line, high = (tensor.detach() for tensor in (x, y, a, total, line, high))
+    grad = torch.ops.medseg.guided_line(x, y, a, total, 2, 1e-2)
+    torch.library.opcheck(torch.ops.medseg.guided_line_backward.default, (grad, x, y, a, total, 2, 1e-2))
+    grad = torch.ops.medseg.affine_upsample(line, high)
+    torch.library.opcheck(torch.ops.medseg.affine_upsample_backward.default, (grad, line, high))

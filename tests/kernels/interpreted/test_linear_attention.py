@@ -57,8 +57,12 @@ def test_gradcheck_of_the_kernels(device: str, generator: torch.Generator) -> No
     )
 
 
-def test_the_registered_op_is_sound(device: str, generator: torch.Generator) -> None:
+def test_the_registered_ops_are_sound(device: str, generator: torch.Generator) -> None:
     (q, k, v, heads), options = tensors((1, 5, 8, 4), generator)
     q, k, v, add, gate = (x.to(device).requires_grad_() for x in (q, k, v, options["add"], options["gate"]))
     rope = options["rope"].to(device)
     torch.library.opcheck(torch.ops.medseg.linear_attention.default, (q, k, v, rope, add, gate, heads, 1e-6))
+    q, k, v, add, gate = (x.detach() for x in (q, k, v, add, gate))
+    out, state = torch.ops.medseg.linear_attention(q, k, v, rope, add, gate, heads, 1e-6)
+    inputs = (out, q, k, v, rope, add, gate, state, heads, 1e-6)
+    torch.library.opcheck(torch.ops.medseg.linear_attention_backward.default, inputs)
