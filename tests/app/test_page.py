@@ -29,6 +29,7 @@ def test_segment_review_correct_and_take_home(site: Site, tmp_path: Path) -> Non
     page = site.page()
     page.bring(site.image)
     assert page.tab.locator(".finding.good").count() >= 4
+    page.until("document.querySelector('img.thumbnail[alt]')?.naturalWidth > 40")
     assert page.colours()["lit"] > 0.05
     assert page.colours()["coloured"] == 0
     page.run("brain-structures")

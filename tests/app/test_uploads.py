@@ -1,17 +1,21 @@
 """What strangers may bring: every hostile or broken upload gets one sentence, and leaves nothing behind."""
 
 import gzip
-import io
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from pydicom import Dataset
 
 from dicom_cases import Case, noise
 from hostile import HOSTILE, nifti_bytes, zip_bytes
+from medseg import io
+from medseg_app.jobs.thumbnails import of_series, of_volume
 from medseg_app.jobs.worker import answer
 from pictures import fundus
 
@@ -32,6 +36,12 @@ def _look(folder: Path, **request: object) -> tuple[str, str]:
 
 def _found(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "job" / "result" / "manifest.json").read_text())
+    pictured = [one["thumbnail"] for one in (found, *found["series"]) if "thumbnail" in one]
+    assert pictured
+    for name in pictured:
+        with Image.open(folder / "job" / "result" / name) as picture:
+            assert (picture.format, max(picture.size), picture.info) == ("PNG", 96, {})
+            assert np.ptp(np.asarray(picture)) > 100, "it shows something"
     shutil.rmtree(folder / "job")
     return found
 
@@ -64,7 +74,7 @@ def test_a_zipped_volume_is_opened(tmp_path: Path) -> None:
 
 def test_of_several_series_one_is_chosen(tmp_path: Path) -> None:
     (tmp_path / "upload").mkdir()
-    for case, number in ((Case(), 0), (Case(pixels=noise((4, 7, 6))), 100)):
+    for case, number in ((Case(), 0), (Case(pixels=noise((4, 14, 6))), 100)):
         case.write(tmp_path / f"series{number}")
         for index, path in enumerate(sorted((tmp_path / f"series{number}").iterdir())):
             path.rename(tmp_path / "upload" / f"image{number + index:06d}.dcm")
@@ -72,6 +82,7 @@ def test_of_several_series_one_is_chosen(tmp_path: Path) -> None:
     found = _found(tmp_path)
     assert found["kind"] == "series"
     assert sorted(series["images"] for series in found["series"]) == [4, 5]
+    assert len({series["thumbnail"] for series in found["series"]}) == 2
     chosen = next(series for series in found["series"] if series["images"] == 4)
     assert _look(tmp_path, series=str(chosen["number"])) == ("done", "")
     found = _found(tmp_path)
@@ -79,8 +90,27 @@ def test_of_several_series_one_is_chosen(tmp_path: Path) -> None:
     assert found["facts"]["shape"][2] == 4
 
 
+def test_a_thumbnail_is_the_middle_slice_and_may_be_missing(tmp_path: Path) -> None:
+    pixels = np.zeros((5, 20, 40), np.int16)
+    pixels[2] = 500
+    pixels[2, :10] = 1000  # front half of the middle slice, at the top of the picture
+    pixels[2, -1, -1] = 0
+    case = Case(pixels=pixels, spacing=(1.0, 1.0, 4.0)).write(tmp_path / "one", shuffled=3)
+    of_volume(io.read(case), tmp_path / "volume.png")
+
+    def cut(data: Dataset, index: int) -> None:
+        data.PixelData = data.PixelData[:-40]
+
+    Case(edit=cut).write(case, start=50)
+    assert of_series(case, tmp_path) in ({1: "series1.png"}, {2: "series2.png"}), "half a slice has no picture"
+    for name in ("volume.png", *of_series(case, tmp_path).values()):
+        shown = np.asarray(Image.open(tmp_path / name))
+        assert shown.shape == (48, 96), name
+        assert shown[:20].min() > 250 > 5 > shown[28:].max(), name
+
+
 def test_a_picture_is_for_models_of_pictures(tmp_path: Path) -> None:
-    stream = io.BytesIO()
+    stream = BytesIO()
     Image.fromarray(fundus()[0]).save(stream, "PNG")
     assert _check(tmp_path, "image000000.png", stream.getvalue()) == ("done", "")
     assert (tmp_path / "job" / "result" / "view.png").is_file()

@@ -11,9 +11,10 @@ from medseg import io
 from medseg.errors import InputRefused
 from medseg.io.pictures import is_picture
 from medseg.volume import Volume
+from medseg_app.jobs import thumbnails
 from medseg_app.jobs.offered import offered_names, takes
 from medseg_app.jobs.opening import image_in
-from medseg_app.jobs.views import write_view
+from medseg_app.jobs.views import VIEWS, write_view
 from medseg_pipelines.case import read_case
 from medseg_pipelines.events import Event
 from medseg_pipelines.folders import RESULT_MARK, whole_folder
@@ -25,6 +26,7 @@ from medseg_pipelines.sections import PictureScope
 from medseg_pipelines.support import usual_plane
 
 _HOUNSFIELD = -500.0  # air; MR has no such values
+_THUMBNAIL = f"{VIEWS}/thumbnail.png"
 
 
 def check(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
@@ -36,6 +38,7 @@ def check(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
     progress(Event(stage="reading", done=0, total=1, seconds_left=None))
     options = task["request"]
     with whole_folder(task["folder"] / "result") as folder:
+        (folder / VIEWS).mkdir()
         image = image_in(task["upload"], task["folder"])
         found = _check(image, folder, options, task["memory_limit"])
         write_json(folder / RESULT_MARK, found)
@@ -47,11 +50,13 @@ def _check(image: Path, folder: Path, options: dict[str, Any], memory_limit: int
     wanted = {"series": options.get("series"), "correct_geometry": options.get("correct_geometry", False)}
     found = io.inspect(image, memory_limit=memory_limit, **wanted)
     choices = [series for series in found.series if series.kind == "image" and series.shape]
+    listed = _listed(choices, image, folder / VIEWS)
     if not found.readable and len(choices) > 1 and wanted["series"] is None:
-        return {"kind": "series", "series": [_series(series) for series in choices], "findings": []}
+        return {"kind": "series", "series": listed, "findings": []}
     case = read_case(image, memory_limit=memory_limit, time_point=options.get("time_point"), **wanted)
     volume = case.volume
     step = write_view(volume, folder / "view.nii")
+    thumbnails.of_volume(volume, folder / _THUMBNAIL)
     texts = [{"grade": problem.severity, "text": problem.text} for problem in found.problems]
     texts += [{"grade": "note", "text": note} for note in volume.notes if note not in {t["text"] for t in texts}]
     if step > 1:
@@ -68,7 +73,8 @@ def _check(image: Path, folder: Path, options: dict[str, Any], memory_limit: int
             "plane": usual_plane(volume),
             "modality": modality,
         },
-        "series": [_series(series) for series in choices],
+        "thumbnail": _THUMBNAIL,
+        "series": listed,
         "dicom": found.format == "DICOM",
         "findings": texts,
         "models": _models(lambda scope: judge(volume, scope), picture=False),
@@ -80,10 +86,12 @@ def _picture(image: Path, folder: Path, memory_limit: int) -> dict[str, Any]:
 
     case = read_picture_case(image, memory_limit=memory_limit)
     Image.fromarray(case.picture.eight_bit()).save(folder / "view.png")
+    thumbnails.of_picture(case.picture, folder / _THUMBNAIL)
     height, width = case.picture.size
     return {
         "kind": "picture",
         "facts": {"format": case.picture.source and case.picture.source.format, "shape": [width, height]},
+        "thumbnail": _THUMBNAIL,
         "series": [],
         "dicom": False,
         "findings": [{"grade": "note", "text": note} for note in case.picture.notes],
@@ -91,10 +99,18 @@ def _picture(image: Path, folder: Path, memory_limit: int) -> dict[str, Any]:
     }
 
 
-def _series(series: io.SeriesSummary) -> dict[str, Any]:
+def _listed(choices: Sequence[io.SeriesSummary], image: Path, folder: Path) -> list[dict[str, Any]]:
+    """What the list of series shows of each; with thumbnails where there is more than one to choose from."""
+    names = thumbnails.of_series(image, folder) if len(choices) > 1 else {}
     kept = ("number", "modality", "files", "images", "shape", "spacing", "orientation", "time_points")
-    problems = [asdict(problem) for problem in series.problems]
-    return {**{name: getattr(series, name) for name in kept}, "problems": problems}
+    return [
+        {
+            **{name: getattr(series, name) for name in kept},
+            "problems": [asdict(problem) for problem in series.problems],
+            "thumbnail": f"{VIEWS}/{names[series.number]}" if series.number in names else None,
+        }
+        for series in choices
+    ]
 
 
 def _modality(volume: Volume) -> str:

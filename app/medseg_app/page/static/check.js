@@ -1,5 +1,6 @@
 // Check: what the image is and what is wrong with it, in words, with a sign and a colour.
 
+import * as api from "./api.js";
 import { button, el, labelled, t, title } from "./dom.js";
 import { look } from "./open.js";
 
@@ -12,6 +13,7 @@ export async function checkScreen(app) {
   const findings = found.findings.map((one) => line(one.grade, one.text));
   return [
     title(t("check.title")),
+    thumbnail(app, found.thumbnail, t("check.thumbnail")),
     el("ul", { class: "findings" }, facts(found).map((text) => line("good", text)),
       findings.length ? findings : line("good", t("check.fine"))),
     found.series.length > 1 ? el("details", {}, el("summary", {}, t("check.several")), seriesList(app, found.series)) : null,
@@ -54,6 +56,13 @@ function seriesList(app, series) {
     const size = one.spacing ? t("check.voxels", times(one.shape), times(one.spacing)) : times(one.shape);
     const text = t("check.series", one.number, one.modality, one.images, size);
     const choose = () => app.trying(() => look(app, app.upload, { ...app.wish, series: String(one.number) }), () => app.go("open"));
-    return el("li", {}, button(text, choose), one.problems.map((problem) => el("p", { class: "finding warning" }, problem.text)));
+    const picture = thumbnail(app, one.thumbnail, t("check.series_thumbnail", one.number, one.modality));
+    return el("li", { class: "row" }, picture,
+      el("div", {}, button(text, choose), one.problems.map((problem) => el("p", { class: "finding warning" }, problem.text))));
   }));
+}
+
+/** A small picture that the look has made, where it could. */
+function thumbnail(app, name, alt) {
+  return name ? el("img", { src: api.fileAddress(app.check, name), alt, class: "thumbnail" }) : null;
 }
