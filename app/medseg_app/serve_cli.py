@@ -33,6 +33,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME=ADDRESS", help="An archive that results may be sent to.", rich_help_panel=ACCESS),
     ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="Let every user search these archives, and open any patient's images.",
+            rich_help_panel=ACCESS,
+        ),
+    ] = False,
     home: Annotated[Path | None, typer.Option(help="Folder of uploads and results.", rich_help_panel=STORAGE)] = None,
     keep_hours: Annotated[
         float, typer.Option(help="After which work is removed.", min=0.1, rich_help_panel=STORAGE)
@@ -66,6 +74,7 @@ def serve(
         auth=auth,
         allow_hosts=tuple(allow_host or ()),
         archives=tuple(archive or ()),
+        search=search,
         home=home,
         limits=limits,
         bounds=bounds,

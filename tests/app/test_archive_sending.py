@@ -120,6 +120,15 @@ def test_nobody_else_sends_it_or_names_an_address(ann: TestClient, server: tuple
     assert ann.post(address, json={**wish, "address": peer.address}).status_code == 422
 
 
+def test_nobody_searches_where_the_operator_only_named_it(ann: TestClient) -> None:
+    assert ann.get("/api/v1/me").json()["searches"] == []
+    search = {"archive": "archive", "patient_id": IDENTITY}
+    assert ann.post("/api/v1/archive-searches", json=search).status_code == 404
+    retrieval = {"archive": "archive", "study": "1.2.3.6", "series": "1.2.3.5"}
+    assert ann.post("/api/v1/archive-retrievals", json=retrieval).status_code == 404
+    assert ann.get("/api/v1/uploads").json() == []
+
+
 @pytest.mark.parametrize(
     ("kind", "words"), [({"trained": False}, "must come from a trained model"), ({"dicom": False}, "choose a DICOM")]
 )
@@ -171,12 +180,21 @@ def test_a_real_archive_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MEDSEG_DICOM_WEB_PASSWORD", PASSWORD)
     try:
         archives = {"web": orthanc.web, "entity": orthanc.entity}
-        guard, place = site.build_site(Settings(home=tmp_path / "home", hosts=LOOPBACK, worker=STUB, archives=archives))
+        settings = Settings(home=tmp_path / "home", hosts=LOOPBACK, worker=STUB, archives=archives, search=True)
+        guard, place = site.build_site(settings)
         with TestClient(guard, base_url=ADDRESS) as user:
             jobs = [_result(place, user) for _ in archives]
             for job, name in zip(jobs, archives, strict=True):
                 done = _sent(user, job, name)
                 assert (done["state"], done["reasons"]) == ("sent", []), name
+            for name in archives:
+                found = place.search.find(name, {"PatientID": IDENTITY, "StudyDate": "20240110"}, "", show_patient=True)
+                assert [(one.images, one.patient) for one in found[0]] == [(4, f"{NAME}, {IDENTITY}")], name
+                upload = place.search.begin(name, found[0][0].study, found[0][0].series, "").upload
+                while (now := place.search.told(upload, "")) and now.ended is None:
+                    time.sleep(0.05)
+                assert now
+                assert (now.done, now.reason) == (4, ""), name
         assert len(orthanc.instances("CT")) == 4
     finally:
         orthanc.close()
@@ -187,7 +205,7 @@ def test_a_real_archive_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_page_asks_twice(peer: Peer, tmp_path: Path) -> None:
     write(head(), tmp_path / "head.nii.gz")
     home, worker = tmp_path / "serve", (sys.executable, page_worker.__file__)
-    with browser() as started, serving(home, worker, archives={"archive": peer.address}) as address:
+    with browser() as started, serving(home, worker, archives={"archive": peer.address}, search=True) as address:
         page = Page(started.new_context(), address, patience=600)
         page.bring(tmp_path / "head.nii.gz")
         page.run("brain-structures")
@@ -205,4 +223,14 @@ def test_the_page_asks_twice(peer: Peer, tmp_path: Path) -> None:
             if arrived:
                 page.tab.wait_for_selector(".archive [data-state=sent]")
             assert ("2.25.77" in peer.held) == arrived
+        page.go("open")
+        page.tab.fill(".search input >> nth=0", IDENTITY)
+        page.tab.click(".search [type=submit]")
+        page.tab.wait_for_selector(".search tbody tr")
+        assert NAME not in page.tab.inner_text("#medseg-app")
+        page.tab.click("text=Show the patients")
+        page.tab.wait_for_selector(f".search td:text-is('{NAME}, {IDENTITY}')")
+        page.tab.click(".search tbody button")
+        page.at("check")
+        assert len(list((home / "uploads" / page.tab.evaluate("window.medseg.upload")).iterdir())) == len(peer.held)
         assert page.problems == []

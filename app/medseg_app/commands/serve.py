@@ -31,12 +31,15 @@ def run(
     bounds: Bounds,
     device: str,
     archives: tuple[str, ...] = (),
+    search: bool = False,
 ) -> int:
     """Serve until the process is asked to stop.
 
     Raises:
         UsageError: It would be open to the network without login, or accounts or an archive cannot be used.
     """
+    if search and not archives:
+        raise UsageError("--search needs an archive to search, got none; name it with --archive NAME=ADDRESS")
     if host not in LOOPBACK and auth is None:
         raise UsageError(
             f"host '{host}' is open to the network: give --auth FILE, made with `medseg account FILE NAME`"
@@ -50,6 +53,7 @@ def run(
         bounds=bounds,
         device=device,
         archives=_destinations(archives),
+        search=search,
     )
     site, _ = build_site(settings)
     empty = where / "empty"

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -109,16 +109,42 @@ class Store:
         await self._write(folder, folder / name, content)
         return name
 
+    def measure(self, upload: str) -> Callable[[int], None]:
+        """What hears the bytes of each file that comes into an upload by another way, and refuses what is too much.
+
+        Raises:
+            TooLarge: By what is given: more files or bytes than one upload may hold, or the disk is full.
+        """
+        folder = self.upload_folder(upload)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        files, room = 0, self._room(folder)
+
+        def hear(size: int) -> None:
+            nonlocal files, room
+            files, room = files + 1, room - size
+            if files > _MOST_FILES or room < 0:
+                raise self._full()
+
+        return hear
+
+    def adopt(self, upload: str, files: Sequence[Path]) -> None:
+        """Make files that were put into the folder of an upload, out of sight, part of it under neutral names."""
+        sizes = [path.stat().st_size for path in files]
+        for number, path in enumerate(files):
+            path.rename(self.upload_folder(upload) / kept_name(number, path.name))
+        for size in sizes:  # only now: an upload without files is not worked on
+            self._table.grow_upload(upload, size)
+
     async def _write(self, folder: Path, target: Path, content: AsyncIterator[bytes]) -> int:
         """Write what arrives, as far as there is room, and gives its bytes; half of it leaves nothing."""
         partial = folder / f".{secrets.token_hex(8)}.partial"
-        room = min(self.limits.upload_bytes - _size(folder), self.limits.disk_bytes - self.used())
+        room = self._room(folder)
         try:
             with partial.open("xb") as file:
                 async for piece in content:
                     room -= len(piece)
                     if room < 0:
-                        raise TooLarge(self._full())
+                        raise self._full()
                     file.write(piece)
             size = partial.stat().st_size
             partial.rename(target)
@@ -168,10 +194,17 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
         return removed
 
-    def _full(self) -> str:
+    def _room(self, folder: Path) -> int:
+        """Bytes that may still be written into the folder of an upload."""
+        return min(self.limits.upload_bytes - _size(folder), self.limits.disk_bytes - self.used())
+
+    def _full(self) -> TooLarge:
         if self.is_full():
-            return "disk: the space of this server is used up; delete old work under History, or ask who runs it"
-        return f"upload must be at most {self.limits.upload_bytes / 1e9:.2g} GB, got more; send one series at a time"
+            return TooLarge(
+                "disk: the space of this server is used up; delete old work under History, or ask who runs it"
+            )
+        most = f"{self.limits.upload_bytes / 1e9:.2g} GB"
+        return TooLarge(f"upload must be at most {most}, got more; send one series at a time")
 
 
 def _tag(owner: str) -> str:

@@ -47,6 +47,7 @@ def me(owner: Owner, place: Here) -> dict[str, Any]:
         "notice": RESEARCH_USE,
         "upload_bytes": limits.upload_bytes,
         "keep_hours": limits.keep_hours,
+        "searches": place.search.names(),
     }
 
 

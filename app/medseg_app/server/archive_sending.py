@@ -26,23 +26,30 @@ _REASONS = 3  # of files that were not stored, each told once
 _SECONDS = 20.0  # that the page may have to wait for the end of a sending when the server stops
 
 
-class Sends:
-    """Sends results and remembers with each job what became of it.
+def open_archives(addresses: Mapping[str, str]) -> dict[str, Archive]:
+    """The archives by the names that the operator gave them; nobody else names one.
 
     Args:
-        destinations: Name to address, as the operator gave them; nobody else names one.
-        store: Where results lie.
-        audit: Hears of every beginning and every end.
+        addresses: Name to address.
 
     Raises:
         UsageError: An address, or what the environment says of it, makes no sense.
     """
+    parsed = {name: parse_address(text) for name, text in addresses.items()}
+    return {name: open_archive(address, access_for(address, name)) for name, address in parsed.items()}
 
-    def __init__(self, destinations: Mapping[str, str], store: Store, audit: AuditLog) -> None:
-        self._archives: dict[str, Archive] = {}
-        for name, text in destinations.items():
-            address = parse_address(text)
-            self._archives[name] = open_archive(address, access_for(address, name))
+
+class Sends:
+    """Sends results and remembers with each job what became of it.
+
+    Args:
+        archives: By name.
+        store: Where results lie.
+        audit: Hears of every beginning and every end.
+    """
+
+    def __init__(self, archives: Mapping[str, Archive], store: Store, audit: AuditLog) -> None:
+        self._archives = archives
         self._store, self._audit = store, audit
         self._lock = threading.Lock()
         self._running: set[tuple[str, int]] = set()  # job and number of its sending

@@ -11,7 +11,8 @@ from medseg_app.jobs.store import Limits, Store
 from medseg_app.jobs.supervisor import HEAVY, LIGHT, Bounds, Supervisor
 from medseg_app.jobs.table import Job, Table
 from medseg_app.server.accounts import Accounts
-from medseg_app.server.archive_sending import Sends
+from medseg_app.server.archive_search import Search
+from medseg_app.server.archive_sending import Sends, open_archives
 from medseg_app.server.audit import AuditLog
 from medseg_app.server.metrics import Metrics
 
@@ -28,6 +29,7 @@ class Settings:
         bounds: Of the workers.
         device: On which models run.
         archives: Name to address of what results may be sent to.
+        search: Whether every user may search these archives and open what is in them.
         worker: What runs a worker.
         open_jobs: How many jobs one user may have waiting and running.
     """
@@ -39,6 +41,7 @@ class Settings:
     bounds: Bounds = field(default_factory=Bounds)
     device: str = "auto"
     archives: Mapping[str, str] = field(default_factory=dict)
+    search: bool = False
     worker: Sequence[str] = WORKER
     open_jobs: int = 20
 
@@ -52,7 +55,9 @@ class Place:
         self.table = Table(settings.home / "jobs.sqlite")
         self.store = Store(settings.home, self.table, settings.limits)
         self.audit = AuditLog(settings.home / "audit.jsonl")
-        self.sends = Sends(settings.archives, self.store, self.audit)
+        archives = open_archives(settings.archives)
+        self.sends = Sends(archives, self.store, self.audit)
+        self.search = Search(archives if settings.search else {}, self.table, self.store, self.audit)
         self.metrics = Metrics()
         self.accounts = None if settings.accounts is None else Accounts(settings.accounts)
         self.supervisor = Supervisor(
@@ -68,6 +73,7 @@ class Place:
         """Stop; running jobs begin again with the next server."""
         self.supervisor.stop()
         self.sends.close()
+        self.search.close()
         self.table.close()
 
     def turn(self, job: Job) -> int | None:

@@ -15,12 +15,13 @@ from jinja2 import Environment
 from medseg import __version__
 from medseg.errors import MedsegError
 from medseg_app.jobs.store import TooLarge
-from medseg_app.server import api, archive_api, results, support_api
+from medseg_app.server import api, archive_api, results, search_api, support_api
 from medseg_app.server.accounts import Throttled
 from medseg_app.server.guard import COOKIE, Guard, cookie
 from medseg_app.server.page import mount_page
 from medseg_app.server.place import Place, Settings
 from medseg_app.server.report import PAGE, strings
+from medseg_pipelines.pacs.address import ArchiveFailed
 from medseg_pipelines.words import RESEARCH_USE
 
 _API = "/api/v1"
@@ -55,6 +56,7 @@ def build_site(settings: Settings) -> tuple[Guard, Place]:
     app.include_router(api.router, prefix=_API)
     app.include_router(results.router, prefix=_API)
     app.include_router(archive_api.router, prefix=_API)
+    app.include_router(search_api.router, prefix=_API)
     app.include_router(support_api.router, prefix=_API)
     _add_health(app, place)
     _add_login(app, place)
@@ -133,7 +135,8 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(MedsegError)
     def user_error(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": str(error)}, 413 if isinstance(error, TooLarge) else 400)
+        status = {TooLarge: 413, ArchiveFailed: 502}.get(type(error), 400)
+        return JSONResponse({"error": str(error)}, status)
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: Exception) -> JSONResponse:

@@ -33,6 +33,9 @@ export const sendings = (id) => call("GET", `/jobs/${id}/sendings`);
 export const sendQuestion = (id, destination) => call("GET", `/jobs/${id}/sendings/${destination}`);
 export const sendTo = (id, destination) => send("POST", `/jobs/${id}/sendings`, { destination, confirmed: true });
 export const review = (id, rejected, comment) => send("POST", `/jobs/${id}/review`, { rejected, comment });
+export const search = (wish) => send("POST", "/archive-searches", wish);
+export const retrieve = (wish) => send("POST", "/archive-retrievals", wish);
+export const retrieval = (upload) => call("GET", `/archive-retrievals/${upload}`);
 export const supportSets = () => call("GET", "/support-sets");
 export const makeSupportSet = (wish) => send("POST", "/support-sets", wish);
 export const removeSupportSet = (id) => call("DELETE", `/support-sets/${id}`);
@@ -72,10 +75,10 @@ function sendFile(upload, file, progress) {
   });
 }
 
-/** Ask for a job again and again until it has ended; `tell` hears of every answer. */
-export async function follow(id, tell, wanted = () => true) {
+/** Ask for a job, or what `ask` asks for, again and again until it has ended; `tell` hears of every answer. */
+export async function follow(id, tell, wanted = () => true, ask = job) {
   while (wanted()) {
-    const now = await job(id);
+    const now = await ask(id);
     tell(now);
     if (now.ended !== null) return now;
     await new Promise((resolve) => setTimeout(resolve, 400));

@@ -1,7 +1,8 @@
-// Open: drop files, a folder or an archive; they are sent, then looked at.
+// Open: drop files, a folder or a zip, or search an archive; what comes is looked at.
 
 import * as api from "./api.js";
 import { button, el, say, t, title } from "./dom.js";
+import { searchPart } from "./search.js";
 
 export async function openScreen(app) {
   const files = input(app, {});
@@ -17,7 +18,7 @@ export async function openScreen(app) {
       if (name === "drop") dropped(event.dataTransfer).then((found) => bring(app, found));
     });
   }
-  return [title(t("open.title")), drop, el("p", {}, t("open.kinds")), el("p", {}, t("open.private", app.me.keep_hours))];
+  return [title(t("open.title")), drop, searchPart(app), el("p", {}, t("open.kinds")), el("p", {}, t("open.private", app.me.keep_hours))];
 }
 
 function input(app, attributes) {
