@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.deformable_sampling import deform_sample, deform_sample_reference
+from tests.kernels.registered import check_backward_op
 
 # levels, heads, head width, queries, points: one pixel; single rows and odd counts; more queries than a block
 CASES = [([(1, 1)], 1, 1, 1, 1), ([(1, 5), (4, 3)], 3, 12, 7, 3), ([(6, 6), (3, 3), (2, 1)], 2, 24, 19, 2)]
@@ -84,4 +85,4 @@ def test_the_registered_ops_are_sound(device: str, generator: torch.Generator) -
     out = torch.ops.medseg.deform_sample(value, [1, 1], locations, weights, False)
     for fixed in (False, True):
         arguments = (out, value, [1, 1], locations, weights, fixed)
-        torch.library.opcheck(torch.ops.medseg.deform_sample_backward.default, arguments)
+        check_backward_op(torch.ops.medseg.deform_sample_backward.default, arguments)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.guided_filter import box_sum, box_sum_reference, guided_filter, guided_filter_reference
+from tests.kernels.registered import check_backward_op
 
 # batch, channels, coarse sides, fine sides: smallest sides, odd ratios, shrinking, fine sides of one pixel, one to one
 SHAPES = [(1, 1, 6, 6, 12, 12), (2, 3, 7, 13, 15, 30), (1, 2, 17, 18, 9, 40), (1, 1, 6, 7, 1, 9), (1, 2, 8, 8, 8, 8)]
@@ -60,6 +61,6 @@ def test_the_registered_ops_are_sound(device: str, generator: torch.Generator) -
     torch.library.opcheck(torch.ops.medseg.affine_upsample.default, (line, high))
     x, y, a, total, line, high = (tensor.detach() for tensor in (x, y, a, total, line, high))
     grad = torch.ops.medseg.guided_line(x, y, a, total, 2, 1e-2)
-    torch.library.opcheck(torch.ops.medseg.guided_line_backward.default, (grad, x, y, a, total, 2, 1e-2))
+    check_backward_op(torch.ops.medseg.guided_line_backward.default, (grad, x, y, a, total, 2, 1e-2))
     grad = torch.ops.medseg.affine_upsample(line, high)
-    torch.library.opcheck(torch.ops.medseg.affine_upsample_backward.default, (grad, line, high))
+    check_backward_op(torch.ops.medseg.affine_upsample_backward.default, (grad, line, high))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.linear_attention import linear_attention, linear_attention_reference
+from tests.kernels.registered import check_backward_op
 
 # batch, tokens, channels, heads: widths 1 (a pair spans heads), 2, 4 over a split, 16 in a cut group, 12, 32, odd, 48
 CASES = [(1, 1, 4, 4), (2, 37, 40, 40), (1, 70, 24, 12), (1, 300, 36, 9), (2, 65, 48, 3), (1, 9, 36, 3), (1, 64, 64, 2)]
@@ -65,4 +66,4 @@ def test_the_registered_ops_are_sound(device: str, generator: torch.Generator) -
     q, k, v, add, gate = (x.detach() for x in (q, k, v, add, gate))
     out, state = torch.ops.medseg.linear_attention(q, k, v, rope, add, gate, heads, 1e-6)
     inputs = (out, q, k, v, rope, add, gate, state, heads, 1e-6)
-    torch.library.opcheck(torch.ops.medseg.linear_attention_backward.default, inputs)
+    check_backward_op(torch.ops.medseg.linear_attention_backward.default, inputs)
