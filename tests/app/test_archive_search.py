@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,9 @@ from medseg.errors import UsageError
 from medseg_app.commands import serve
 from medseg_app.jobs.store import Limits
 from medseg_app.jobs.supervisor import Bounds
-from medseg_app.server import site
-from medseg_app.server.guard import LOOPBACK
-from medseg_app.server.place import Place, Settings
+from medseg_app.server.place import Place
 from orthanc import free_port
-
-from .test_archive_sending import ADDRESS, STUB
+from served import ADDRESS, served, until_ended
 
 ACCESSION, STUDY, SERIES, LARGE, DAY = "ACC-8812", "1.2.3.6", "1.2.3.5", "1.2.3.50", "2024-01-10"
 
@@ -45,13 +41,9 @@ def peer() -> Iterator[Peer]:
 @pytest.fixture(scope="module")
 def server(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Place]]:
     archives = {"archive": peer.address, "away": f"PEER@127.0.0.1:{free_port()}"}
-    settings = Settings(
-        home=tmp_path_factory.mktemp("home"), hosts=LOOPBACK, worker=STUB, archives=archives, search=True,
-        limits=Limits(upload_bytes=100_000),
-    )  # fmt: skip
-    guard, place = site.build_site(settings)
-    with TestClient(guard, base_url=ADDRESS):
-        yield guard, place
+    limits = Limits(upload_bytes=100_000)
+    with served(tmp_path_factory.mktemp("home"), archives=archives, search=True, limits=limits) as made:
+        yield made
 
 
 @pytest.fixture
@@ -67,13 +59,7 @@ def _brought(user: TestClient, series: str, archive: str = "archive") -> dict[st
     wish = {"archive": archive, "study": STUDY, "series": series}
     begun = user.post("/api/v1/archive-retrievals", json=wish)
     assert begun.status_code == 202, begun.text
-    told: dict[str, Any] = {}
-    for _ in range(400):
-        told = user.get(f"/api/v1/archive-retrievals/{begun.json()['upload']}").json()
-        if told["ended"] is not None:
-            return told
-        time.sleep(0.02)
-    raise AssertionError(told)
+    return until_ended(user, f"archive-retrievals/{begun.json()['upload']}")
 
 
 def test_a_series_is_found_and_becomes_an_upload(

@@ -11,7 +11,6 @@ import pytest
 from starlette.testclient import TestClient
 
 import page_worker
-import stub_job_worker
 from browser import Page, browser, serving
 from dicom_made_up import IDENTITY, NAME, save_slice
 from dicom_peer import Peer
@@ -20,15 +19,11 @@ from medseg.io import write
 from medseg_app.commands import serve
 from medseg_app.jobs.store import Limits
 from medseg_app.jobs.supervisor import Bounds
-from medseg_app.server import site
 from medseg_app.server.archive_sending import Sends
-from medseg_app.server.guard import LOOPBACK
-from medseg_app.server.place import Place, Settings
+from medseg_app.server.place import Place
 from orthanc import PASSWORD, USER, Orthanc, free_port
+from served import ADDRESS, served
 from tiny_model import head
-
-ADDRESS = "http://127.0.0.1:7860"
-STUB = (sys.executable, "-I", stub_job_worker.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +37,8 @@ def peer() -> Iterator[Peer]:
 def server(peer: Peer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Place]]:
     """A server that knows one archive that is there and one that is not."""
     archives = {"archive": peer.address, "away": f"PEER@127.0.0.1:{free_port()}"}
-    settings = Settings(home=tmp_path_factory.mktemp("home"), hosts=LOOPBACK, worker=STUB, archives=archives)
-    guard, place = site.build_site(settings)
-    with TestClient(guard, base_url=ADDRESS):
-        yield guard, place
+    with served(tmp_path_factory.mktemp("home"), archives=archives) as made:
+        yield made
 
 
 @pytest.fixture
@@ -180,9 +173,8 @@ def test_a_real_archive_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MEDSEG_DICOM_WEB_PASSWORD", PASSWORD)
     try:
         archives = {"web": orthanc.web, "entity": orthanc.entity}
-        settings = Settings(home=tmp_path / "home", hosts=LOOPBACK, worker=STUB, archives=archives, search=True)
-        guard, place = site.build_site(settings)
-        with TestClient(guard, base_url=ADDRESS) as user:
+        with served(tmp_path / "home", archives=archives, search=True) as (guard, place):
+            user = TestClient(guard, base_url=ADDRESS)
             jobs = [_result(place, user) for _ in archives]
             for job, name in zip(jobs, archives, strict=True):
                 done = _sent(user, job, name)

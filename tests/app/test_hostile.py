@@ -11,24 +11,17 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import stub_job_worker
-from medseg_app.server import site
 from medseg_app.server.accounts import hash_password
-from medseg_app.server.guard import LOOPBACK
-from medseg_app.server.place import Settings
 from medseg_app.server.quiet import WithoutText
+from served import ADDRESS, served
 
-ADDRESS = "http://127.0.0.1:7860"
-STUB = (sys.executable, "-I", stub_job_worker.__file__)
 PASSWORD = "a long enough one"
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     accounts = dict.fromkeys(("ann", "bob"), hash_password(PASSWORD))
-    settings = Settings(home=tmp_path_factory.mktemp("home"), hosts=LOOPBACK, worker=STUB, accounts=accounts)
-    guard, _ = site.build_site(settings)
-    with TestClient(guard, base_url=ADDRESS):
+    with served(tmp_path_factory.mktemp("home"), accounts=accounts) as (guard, _):
         yield guard
 
 

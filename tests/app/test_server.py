@@ -5,7 +5,6 @@ import io
 import json
 import re
 import socket
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
@@ -15,34 +14,24 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-import stub_job_worker
 from medseg.errors import InputRefused, UsageError
 from medseg_app.commands import serve
 from medseg_app.commands.audit import add_account
 from medseg_app.jobs.store import Limits
 from medseg_app.jobs.supervisor import Bounds
-from medseg_app.server import site
 from medseg_app.server.accounts import Accounts, Throttled, hash_password, read_accounts
 from medseg_app.server.audit import AuditLog, verify
-from medseg_app.server.guard import LOOPBACK
-from medseg_app.server.place import Settings
+from served import ADDRESS, served, until_ended
 from tiny_prompting import build_tiny_prompting
 from tiny_support import support_model
 
-ADDRESS = "http://127.0.0.1:7860"
-STUB = (sys.executable, "-I", stub_job_worker.__file__)
 PASSWORD = "a long enough one"
-
-
-def _settings(home: Path, **more: Any) -> Settings:
-    return Settings(home=home, hosts=LOOPBACK, worker=STUB, limits=Limits(upload_bytes=1000), open_jobs=3, **more)
+TIGHT: dict[str, Any] = {"limits": Limits(upload_bytes=1000), "open_jobs": 3}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    home = tmp_path_factory.mktemp("home")
-    guard, _ = site.build_site(_settings(home))
-    with TestClient(guard, base_url=ADDRESS):
+    with served(tmp_path_factory.mktemp("home"), **TIGHT) as (guard, _):
         yield guard
 
 
@@ -69,12 +58,7 @@ def _support_in(folder: Path) -> Path:
 
 
 def _ended(user: TestClient, job: str) -> dict[str, Any]:
-    for _ in range(400):
-        now = user.get(f"/api/v1/jobs/{job}").json()
-        if now["ended"] is not None:
-            return now
-        time.sleep(0.05)
-    raise AssertionError(now)
+    return until_ended(user, f"jobs/{job}")
 
 
 def test_a_job_from_upload_to_deletion(ann: TestClient) -> None:
@@ -278,8 +262,8 @@ def test_login_and_throttling(tmp_path: Path) -> None:
     add_account(tmp_path / "accounts", "bob", PASSWORD + "!")
     accounts = read_accounts(tmp_path / "accounts")
     assert PASSWORD not in json.dumps(accounts)
-    guard, place = site.build_site(_settings(tmp_path / "home", accounts=accounts))
-    with TestClient(guard, base_url=ADDRESS, follow_redirects=False) as user:
+    with served(tmp_path / "home", accounts=accounts, **TIGHT) as (guard, place):
+        user = TestClient(guard, base_url=ADDRESS, follow_redirects=False)
         assert user.get("/").headers["location"] == "/login"
         for method, path in [
             ("GET", "/api/v1/me"), ("GET", "/api/v1/openapi.json"), ("GET", "/config"), ("GET", "/metrics"),
@@ -378,8 +362,8 @@ def test_nothing_outside_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError("no names here")
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    guard, _ = site.build_site(_settings(tmp_path / "home"))
-    with TestClient(guard, base_url=ADDRESS) as user:
+    with served(tmp_path / "home", **TIGHT) as (guard, _):
+        user = TestClient(guard, base_url=ADDRESS)
         assert user.get("/").status_code == 200
         job = user.post("/api/v1/jobs", json={"upload": _upload(user), "model": "mr-denoise"}).json()["id"]
         assert _ended(user, job)["state"] == "done"

@@ -10,7 +10,7 @@ export class PlainMarks {
     this.layers = viewer.planes.map((plane) => {
       const canvas = cover();
       plane.canvas.after(canvas);
-      const face = { find: (event, on) => this.#find(plane, event, on), draw: (draft) => this.draw(draft), edges: () => ({ axes: viewer.world.axes }) };
+      const face = { find: (event, on) => this.#find(plane, event, on), draw: (draft) => this.draw(draft), edges: () => this.edges() };
       return { plane, canvas, pointer: new Pointer(plane.canvas.parentElement, face, hooks) };
     });
     this.draw();
