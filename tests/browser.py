@@ -175,7 +175,8 @@ class Page:
     def colours(self, layer: str = "image") -> dict[str, Any]:
         """Shares of the canvas that are not black, and that are coloured; the crosshair is taken away for it.
 
-        `planes` holds the shares that are not black of each plane that is shown.
+        Of each plane that is shown, `planes` holds the share that is not black, `greys` the mean grey, 0 to 1, of its
+        left and of its right half.
         """
         return self.tab.evaluate(
             """(name) => {
@@ -194,21 +195,44 @@ class Page:
                 lit += most > 20;
                 coloured += most - Math.min(pixels[i], pixels[i + 1], pixels[i + 2]) > 30;
               }
-              const planes = nv.screenSlices.map(({ leftTopWidthHeight: [x, y, w, h] }) => {
+              const halves = nv.screenSlices.map(({ leftTopWidthHeight: [x, y, w, h] }) => {
+                const sums = [0, 0], middle = x + w / 2;
                 let inside = 0;
                 for (let row = Math.ceil(y); row < y + h - 1; row++) {
                   for (let at = Math.ceil(Math.min(x, x + w)); at < Math.max(x, x + w) - 1; at++) {
-                    inside += pixels[4 * ((gl.drawingBufferHeight - 1 - row) * gl.drawingBufferWidth + at)] > 20;
+                    const grey = pixels[4 * ((gl.drawingBufferHeight - 1 - row) * gl.drawingBufferWidth + at)];
+                    sums[Number(at > middle)] += grey;
+                    inside += grey > 20;
                   }
                 }
-                return inside / Math.abs(w * h);
+                const size = Math.abs(w * h);
+                return { lit: inside / size, greys: sums.map((sum) => sum / 255 / (size / 2)) };
               });
               nv.opts.crosshairWidth = width;
               nv.opts.isOrientationTextVisible = letters;
               nv.drawScene();
-              return { lit: lit / size, coloured: coloured / size, planes };
+              const [planes, greys] = [halves.map((one) => one.lit), halves.map((one) => one.greys)];
+              return { lit: lit / size, coloured: coloured / size, planes, greys };
             }""",
             layer,
+        )
+
+    def written(self) -> list[dict[str, tuple[float, float]]]:
+        """What is written on each plane that is shown, and where, in shares of the plane from its left and top."""
+        return self.tab.evaluate(
+            """() => {
+              const { nv } = window.medseg.viewer, seen = [];
+              const draw = nv.drawText.bind(nv);
+              nv.drawText = (at, text, ...look) => { seen.push([text, ...at]); draw(at, text, ...look); };
+              nv.drawScene();
+              delete nv.drawText;
+              return nv.screenSlices.map(({ leftTopWidthHeight: [left, top, width, height] }) => {
+                const first = Math.min(left, left + width);
+                const share = (x, y) => [(x - first) / Math.abs(width), (y - top) / height];
+                const shares = seen.map(([text, x, y]) => [text, share(x, y)]);
+                return Object.fromEntries(shares.filter(([, at]) => at.every((one) => one >= 0 && one < 1)));
+              });
+            }"""
         )
 
 

@@ -16,6 +16,7 @@ from medseg_app.server.accounts import hash_password
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]  # drawing without a graphics card is slow
 
+WINDOW, TOOL = ".bar select >> nth=1", ".bar select >> nth=2"
 AXE = Path(__file__).resolve().parents[2] / "build" / "axe.min.js"
 
 
@@ -32,6 +33,11 @@ def test_segment_review_correct_and_take_home(site: Site, tmp_path: Path) -> Non
     page.until("document.querySelector('img.thumbnail[alt]')?.naturalWidth > 40")
     assert page.colours()["lit"] > 0.05
     assert page.colours()["coloured"] == 0
+    greys = {}
+    for key in "231":  # the last is the automatic window
+        page.tab.keyboard.press(key)
+        greys[key] = page.colours()["greys"][0]
+    assert greys["2"][0] > 1.1 * greys["1"][0] > 1.21 * greys["3"][0], "windows of MR are shares of the automatic one"
     page.run("brain-structures")
     page.until("document.querySelector('.stage-text')?.textContent.includes('part')")
     page.at("review")
@@ -42,8 +48,18 @@ def test_segment_review_correct_and_take_home(site: Site, tmp_path: Path) -> Non
     page.tab.click("table.structures thead input")
     assert page.colours()["coloured"] < with_overlay / 10, "every structure is hidden"
     page.tab.click("table.structures thead input")
-    page.tab.keyboard.press("Escape")
+    first = page.tab.get_attribute("table.structures tbody tr >> nth=0 >> input", "aria-label")
+    page.tab.uncheck(f"[aria-label='{first}']")
+    assert 0 < page.colours()["coloured"] < with_overlay, "one structure is hidden"
+    page.tab.check(f"[aria-label='{first}']")
+    page.tab.fill("#ms-opacity", "0.05")
+    assert page.colours()["coloured"] < with_overlay / 2, "the overlay is faint"
+    page.tab.fill("#ms-opacity", "0.5")
+    assert page.colours()["coloured"] == with_overlay
     page.tab.focus("[data-layer=image]")
+    page.tab.keyboard.press("ArrowLeft")
+    names = page.tab.locator("table.structures tbody th").all_inner_texts()
+    assert page.tab.inner_text(".place").split(", ")[-1] in names, "what lies under the crosshair is told"
     page.tab.keyboard.press(" ")
     assert page.colours()["coloured"] == 0, "space takes the overlay away"
     page.tab.keyboard.press(" ")
@@ -56,13 +72,12 @@ def test_segment_review_correct_and_take_home(site: Site, tmp_path: Path) -> Non
     before = page.tab.evaluate(count)
     page.tab.select_option("#ms-label", "15")
     page.tab.click("#ms-locks summary")
-    for box in page.tab.locator("#ms-locks input").all():
-        box.check()
+    locks = "document.querySelectorAll('#ms-locks input').forEach((box) => box.click())"
+    page.tab.evaluate(locks)
     page.tab.click("#ms-dab")
     assert page.tab.evaluate(count) == before, "every structure is locked, and the middle of the head is one"
     page.tab.keyboard.press("z")
-    for box in page.tab.locator("#ms-locks input").all():
-        box.uncheck()
+    page.tab.evaluate(locks)
     page.tab.click("#ms-dab")
     assert page.tab.evaluate(count) > before, "painted without a pointer"
     page.tab.keyboard.press("z")
@@ -107,8 +122,11 @@ def test_restore_compare_and_delete(site: Site) -> None:
     assert page.colours("restored")["lit"] > 0.05
     page.tab.fill("#ms-split", "0.25")
     assert "25%" in page.tab.locator(".layer >> nth=1").get_attribute("style")
-    page.tab.check("input[value=difference]")
-    page.until("window.medseg.viewer.nv.volumes.length === 2")
+    assert page.colours()["coloured"] == 0
+    for overlay in ("regions", "difference"):
+        page.tab.check(f"input[value={overlay}]")
+        page.until("window.medseg.viewer.nv.volumes.length === 2")
+        assert page.colours()["coloured"] > 0.01, overlay
     assert page.tab.is_visible(".mark")
     page.go("history")
     assert "head" not in page.tab.inner_text("#ms-content"), "a file name may name the patient"
@@ -146,14 +164,56 @@ def test_what_cannot_be_used_gets_a_sentence(site: Site, tmp_path: Path) -> None
     assert page.tab.locator(".finding.good").count() >= 4, "the server goes on"
 
 
-def test_out_of_scope_asks_again(site: Site) -> None:
+def test_ct_is_windowed_and_measured_and_a_model_of_whole_heads_asks_again(site: Site, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(-10, 10, (40, 24, 16)).astype(np.int16) - 800
+    voxels[20:] += 840  # the right of the patient
+    voxels[:, 12:] += 100  # the front
+    io.write(Volume(voxels, np.diag([1.5, 2.0, 5.0, 1.0])), tmp_path / "ct.nii.gz")
     page = site.page()
-    page.bring(site.image)
+    page.bring(tmp_path / "ct.nii.gz")
+    for window, (low, high) in {"soft": (-160, 240), "bone": (-450, 1050), "lung": (-1350, 150)}.items():
+        page.tab.select_option(WINDOW, window)
+        shown = np.clip((voxels - low) / (high - low), 0, 1)
+        axial = page.colours()["greys"][0]
+        assert axial == pytest.approx([shown[20:].mean(), shown[:20].mean()], abs=0.02), window
+    _, coronal, sagittal = page.colours()["greys"]
+    assert coronal[0] > coronal[1], "the right of the patient is on the left"
+    assert sagittal[0] > sagittal[1], "the nose is on the left"
+    for written, (left, right, top, bottom) in zip(page.written(), ("RLAP", "RLSI", "APSI"), strict=True):
+        assert written[left][0] < 0.2 < 0.8 < written[right][0]
+        assert written[top][1] < 0.2 < 0.8 < written[bottom][1]
+
+    page.tab.select_option(TOOL, "distance")
+    for plane, start, end, length in (
+        (0, (0.2, 0.3), (0.6, 0.3), 24.0),  # of 60 mm right-left
+        (0, (0.3, 0.2), (0.3, 0.7), 24.0),  # of 48 mm front-back
+        (1, (0.4, 0.1), (0.4, 0.6), 40.0),  # of 80 mm head-foot
+    ):
+        page.drag(page.on_plane(plane, *start), page.on_plane(plane, *end))
+        told = page.tab.inner_text(".place").removeprefix("Distance: ")
+        assert float(told.removesuffix(" mm")) == pytest.approx(length, abs=0.6), "a pixel is 0.26 mm"
+        assert told in page.written()[plane], "it stands beside the line"
+    page.tab.select_option(TOOL, "angle")
+    page.drag(page.on_plane(1, 0.2, 0.2), page.on_plane(1, 0.6, 0.2))
+    page.tab.mouse.move(*page.on_plane(1, 0.3, 0.5), steps=2)
+    page.tab.mouse.click(*page.on_plane(1, 0.3, 0.5))
+    told = page.tab.inner_text(".place").removeprefix("Angle: ").removesuffix(" degrees")
+    assert float(told) == pytest.approx(np.degrees(np.arctan2(24, 18)), abs=1.5), "24 mm down for 18 mm across"
+    assert f"{told} deg" in page.written()[1]
+    page.tab.evaluate("window.medseg.viewer.showImage(`/api/v1/jobs/${window.medseg.check}/files/view.nii`)")
+    assert page.written()[1].keys() == set("RLSI"), "an image is not shown with what was measured in another"
+
+    page.tab.click("text='Full screen'")
+    page.until("document.fullscreenElement?.id === 'ms-viewer'")
+    page.until("document.querySelector('[data-layer=image]').clientHeight > 0.8 * innerHeight")
+    page.tab.click("text='Full screen'")
+    page.until("document.fullscreenElement === null")
     page.go("choose")
-    page.tab.click("[data-model=ct-denoise] button.main")
-    page.tab.wait_for_selector("dialog[open] >> text=no value lies below 0")
+    page.tab.click("[data-model=brain-structures] button.main")
+    page.tab.wait_for_selector("dialog[open] >> text=a whole head needs")
     page.tab.click("dialog >> text=Back")
     assert page.tab.get_attribute("[data-screen=choose]", "aria-current") == "step"
+    assert page.problems == []
 
 
 def test_every_screen_is_usable_by_everybody(site: Site, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ export class Bar {
     this.element = el("div", { class: "bar", role: "toolbar", "aria-label": t("viewer.view") },
       labelled(t("viewer.view"), this.view), labelled(t("viewer.window"), this.window), labelled(t("viewer.tool"), this.tool),
       button(t("viewer.reset"), () => this.reset()),
-      button(t("viewer.full"), () => frame.requestFullscreen?.()));
+      button(t("viewer.full"), () => (document.fullscreenElement ? document.exitFullscreen() : frame.requestFullscreen?.())));
     viewer.setTool("crosshair");
   }
 

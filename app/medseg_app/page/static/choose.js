@@ -20,7 +20,7 @@ function card(app, model, seconds, sets) {
   const run = () => (model.fits === "outside" ? confirm(app, model, () => go(true)) : go(false));
   return el("li", { class: `card ${model.fits}`, "data-model": model.name },
     el("h3", {}, model.title),
-    el("p", { class: "fit" }, [t(`choose.${model.fits}`), ...model.reasons].join(": ")),
+    el("p", { class: "fit" }, [t(`choose.${model.fits}`), model.reasons.join("; ")].filter(Boolean).join(": ")),
     el("p", {}, model.summary),
     model.trained ? null : el("p", { class: "banner" }, t("choose.untrained")),
     el("p", { class: "small" }, [

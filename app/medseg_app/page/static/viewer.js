@@ -15,9 +15,14 @@ const OPTIONS = {
   crosshairWidth: 1.2,
   crosshairWidthUnit: "mm",
   crosshairGap: 6,
-  fontColor: [1, 0.84, 0.37, 1],
+  fontColor: [1, 1, 1, 1], // not that of the crosshair, under which an I would be lost
   fontMinPx: 18,
   fontSizeScaling: 0.6,
+  rulerColor: [0.56, 0.82, 1, 1],
+  rulerWidth: 2,
+  measureLineColor: [0.56, 0.82, 1, 1],
+  measureTextColor: [1, 1, 1, 1],
+  measureTextJustify: "end", // beside the line that it belongs to, not on it
   dragAndDropEnabled: false,
   showLegend: false,
   isColorbar: false,
@@ -56,6 +61,7 @@ export class Viewer {
   async showImage(address) {
     await this.#attach(this.first);
     this.nv.onLocationChange = (told) => { this.place.textContent = where(told, this.nv.volumes); };
+    this.#forgetMeasures();
     this.#comparing(false);
     this.place.textContent = "";
     await this.nv.loadVolumes([{ url: address, name: "view.nii" }]);
@@ -109,6 +115,7 @@ export class Viewer {
   async compare(address) {
     this.#comparing(true);
     await this.#attach(this.second);
+    this.#forgetMeasures();
     await this.second.nv.loadVolumes([{ url: address, name: "restored.nii" }]);
     this.second.nv.setSliceType(this.nv.opts.sliceType);
     this.nv.broadcastTo([this.second.nv], { "2d": true, "3d": true });
@@ -154,7 +161,7 @@ export class Viewer {
   setTool(name) {
     for (const { nv } of this.#layers()) {
       nv.opts.dragModePrimary = niivue.DRAG_MODE[TOOLS[name]] ?? 8;
-      nv.opts.dragMode = niivue.DRAG_MODE[name === "crosshair" ? "contrast" : TOOLS[name]];
+      nv.setDragMode(niivue.DRAG_MODE[name === "crosshair" ? "contrast" : TOOLS[name]]); // drops half an angle
     }
   }
 
@@ -230,6 +237,7 @@ export class Viewer {
       nv.scene.crosshairPos = [0.5, 0.5, 0.5];
       nv.setRenderAzimuthElevation(110, 10);
     }
+    this.#forgetMeasures();
     this.setWindow(null);
   }
 
@@ -251,6 +259,15 @@ export class Viewer {
     one.nv = new niivue.Niivue(OPTIONS);
     await one.nv.attachToCanvas(one.canvas);
     one.nv.opts.multiplanarShowRender = isSlow(one.nv.gl) ? 0 : 1;
+    one.nv.onMeasurementCompleted = ({ distance }) => { this.place.textContent = t("viewer.measured", distance.toFixed(1)); };
+    one.nv.onAngleCompleted = ({ angle }) => { this.place.textContent = t("viewer.turned", angle.toFixed(1)); };
+    const write = one.nv.drawTextBetween.bind(one.nv);
+    one.nv.drawTextBetween = (line, text, ...look) => write(line, text.replace("°", " deg"), ...look); // its font has no such sign
+  }
+
+  /** What was measured belongs to the image that it was measured in. */
+  #forgetMeasures() {
+    for (const { nv } of [this.first, this.second]) nv?.clearAllMeasurements();
   }
 
   async #over(address, options = {}) {
