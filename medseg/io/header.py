@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from medseg.volume import Source
+
+if TYPE_CHECKING:  # pydicom is for those who bring DICOM
+    from medseg.io.dicom.instances import Plane
 
 Severity = Literal["error", "warning", "note"]
 
@@ -69,6 +72,7 @@ class SeriesSummary:
         orientation: Three letters such as "LPS", where they form a grid.
         time_points: Volumes at the same place.
         problems: What was found, errors where it cannot be read.
+        middle: Middle slice of the first time point, its pixels not yet read; None where none of its files is usable.
     """
 
     number: int
@@ -83,6 +87,7 @@ class SeriesSummary:
     orientation: str | None = None
     time_points: int = 1
     problems: tuple[Problem, ...] = ()
+    middle: Plane | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pydicom import Dataset
 from dicom_cases import Case, noise
 from hostile import HOSTILE, nifti_bytes, zip_bytes
 from medseg import io
+from medseg.io.dicom import opening
 from medseg_app.jobs.thumbnails import of_series, of_volume
 from medseg_app.jobs.worker import answer
 from pictures import fundus
@@ -72,13 +74,16 @@ def test_a_zipped_volume_is_opened(tmp_path: Path) -> None:
     assert "Doe" not in json.dumps(found)
 
 
-def test_of_several_series_one_is_chosen(tmp_path: Path) -> None:
+def test_of_several_series_one_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "upload").mkdir()
     for case, number in ((Case(), 0), (Case(pixels=noise((4, 14, 6))), 100)):
         case.write(tmp_path / f"series{number}")
         for index, path in enumerate(sorted((tmp_path / f"series{number}").iterdir())):
             path.rename(tmp_path / "upload" / f"image{number + index:06d}.dcm")
+    lists = Mock(wraps=opening.list_series)
+    monkeypatch.setattr(opening, "list_series", lists)
     assert _look(tmp_path) == ("done", "")
+    assert lists.call_count == 1, "every file is opened once for the list and its thumbnails"
     found = _found(tmp_path)
     assert found["kind"] == "series"
     assert sorted(series["images"] for series in found["series"]) == [4, 5]
@@ -102,8 +107,9 @@ def test_a_thumbnail_is_the_middle_slice_and_may_be_missing(tmp_path: Path) -> N
         data.PixelData = data.PixelData[:-40]
 
     Case(edit=cut).write(case, start=50)
-    assert of_series(case, tmp_path) in ({1: "series1.png"}, {2: "series2.png"}), "half a slice has no picture"
-    for name in ("volume.png", *of_series(case, tmp_path).values()):
+    names = of_series(io.inspect(case).series, tmp_path)
+    assert names in ({1: "series1.png"}, {2: "series2.png"}), "half a slice has no picture"
+    for name in ("volume.png", *names.values()):
         shown = np.asarray(Image.open(tmp_path / name))
         assert shown.shape == (48, 96), name
         assert shown[:20].min() > 250 > 5 > shown[28:].max(), name

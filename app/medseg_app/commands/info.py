@@ -38,8 +38,13 @@ def _plain(found: io.Inspection) -> dict[str, Any]:
     content["readable"] = found.readable
     content["problems"] = [asdict(problem) for problem in found.problems]
     if found.series:
-        content["series"] = [asdict(series) for series in found.series]
+        content["series"] = [_plain_series(series) for series in found.series]
     return content
+
+
+def _plain_series(series: io.SeriesSummary) -> dict[str, Any]:
+    content = {key: value for key, value in vars(series).items() if key != "middle"}
+    return content | {"problems": [asdict(problem) for problem in series.problems]}
 
 
 def _lines(found: io.Inspection) -> list[str]:

@@ -50,7 +50,7 @@ def _check(image: Path, folder: Path, options: dict[str, Any], memory_limit: int
     wanted = {"series": options.get("series"), "correct_geometry": options.get("correct_geometry", False)}
     found = io.inspect(image, memory_limit=memory_limit, **wanted)
     choices = [series for series in found.series if series.kind == "image" and series.shape]
-    listed = _listed(choices, image, folder / VIEWS)
+    listed = _listed(choices, folder / VIEWS)
     if not found.readable and len(choices) > 1 and wanted["series"] is None:
         return {"kind": "series", "series": listed, "findings": []}
     case = read_case(image, memory_limit=memory_limit, time_point=options.get("time_point"), **wanted)
@@ -99,9 +99,9 @@ def _picture(image: Path, folder: Path, memory_limit: int) -> dict[str, Any]:
     }
 
 
-def _listed(choices: Sequence[io.SeriesSummary], image: Path, folder: Path) -> list[dict[str, Any]]:
+def _listed(choices: Sequence[io.SeriesSummary], folder: Path) -> list[dict[str, Any]]:
     """What the list of series shows of each; with thumbnails where there is more than one to choose from."""
-    names = thumbnails.of_series(image, folder) if len(choices) > 1 else {}
+    names = thumbnails.of_series(choices, folder) if len(choices) > 1 else {}
     kept = ("number", "modality", "files", "images", "shape", "spacing", "orientation", "time_points")
     return [
         {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from medseg.errors import InputRefused
+from medseg.io import SeriesSummary
 from medseg.picture import Picture
 from medseg.volume import Volume
 from medseg_pipelines.drawing import display_range, extent, grey_picture
@@ -35,27 +37,22 @@ def of_picture(picture: Picture, path: Path) -> None:
     small.save(path)
 
 
-def of_series(image: Path, folder: Path) -> dict[int, str]:
+def of_series(series: Sequence[SeriesSummary], folder: Path) -> dict[int, str]:
     """Write one PNG per DICOM series, of one slice each as it was stored; no other pixels are read.
 
     Args:
-        image: What holds the series.
+        series: What `medseg.io.inspect` found.
         folder: Where to.
 
     Returns:
-        Number of the series, as `medseg.io.inspect` counts, to the name of its file; those without pixels are absent.
+        Number of the series to the name of its file; those without pixels are absent.
     """
-    from medseg.io.dicom.listing import list_series  # pydicom is for those who bring DICOM
-    from medseg.io.dicom.pixels import read_plane, same_pixels
-    from medseg.io.dicom.stack import build_stack
+    from medseg.io.dicom.pixels import read_plane  # pydicom is for those who bring DICOM
 
     names = {}
-    for found in list_series(image).series:
-        if found.flaw or not found.planes:
-            continue
-        slices = build_stack(found.planes, correct=False, same_pixels=same_pixels).phases[0]
-        middle = slices[len(slices) // 2]
-        if middle.instance.rows * middle.instance.columns > _MOST_PIXELS:
+    for found in series:
+        middle = found.middle
+        if middle is None or middle.instance.rows * middle.instance.columns > _MOST_PIXELS:
             continue
         try:
             values = np.nan_to_num(read_plane(middle).astype(np.float32), posinf=0.0, neginf=0.0)

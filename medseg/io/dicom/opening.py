@@ -90,6 +90,7 @@ def _summary(found: Found, *, correct: bool) -> SeriesSummary:
     stack = build_stack(found.planes, correct=correct, same_pixels=same_pixels)
     opened = DicomSeries(found, stack)
     grid = None if stack.affine is None else Grid(opened.shape, stack.affine)
+    slices = stack.phases[0]
     return replace(
         summary,
         images=len(found.planes),
@@ -98,4 +99,5 @@ def _summary(found: Found, *, correct: bool) -> SeriesSummary:
         orientation=grid and grid.orientation,
         time_points=len(stack.phases),
         problems=stack.problems,
+        middle=None if found.flaw else slices[len(slices) // 2],
     )
