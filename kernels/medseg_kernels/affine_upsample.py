@@ -16,7 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, tl, triton, uses_triton
+from medseg_kernels.dispatch import (
+    is_recorded,
+    kernel_types,
+    launch_options,
+    scripted_as,
+    tl,
+    triton,
+    uses_triton,
+    wants_gradients,
+)
+from medseg_kernels.row_sums import RowSums
 
 _BLOCK = 256  # pixels of one plane per program
 
@@ -169,13 +179,17 @@ class Enlargement:
 
     def __init__(self, coarse: Sequence[int], fine: Sequence[int], like: Tensor) -> None:
         self.rows, self.columns = (_neighbours(low, high, like) for low, high in zip(coarse, fine, strict=True))
+        y0, y1, fy = self.rows
+        self._between = RowSums(torch.stack((y0, y1), -1), coarse[0], torch.stack((1 - fy, fy), -1))
 
     def __call__(self, low: Tensor) -> Tensor:
         """(..., h, w) to (..., H, W); columns first, while there are few rows."""
         (x0, x1, fx), (y0, y1, fy) = self.columns, self.rows
         across = [*low.shape[:-1], x0.shape[0]]
         low = torch.lerp(low.gather(-1, x0.expand(across)), low.gather(-1, x1.expand(across)), fx)
-        return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), fy[:, None])
+        if torch.compiler.is_compiling() or wants_gradients(low):
+            return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), fy[:, None])
+        return self._between(low)
 
 
 def _neighbours(coarse: int, fine: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

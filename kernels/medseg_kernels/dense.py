@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from medseg_kernels.dispatch import is_recorded, scripted_as
+from medseg_kernels.dispatch import is_recorded, scripted_as, wants_gradients
 
 Activation = Literal["none", "gelu", "relu", "silu"]
 # What torch.compile itself emits for linear layers. Not part of PyTorch's documented interface, hence the question.
@@ -34,10 +34,9 @@ def uses_onednn(*tensors: Tensor | None) -> bool:
     """Say whether products of these tensors go to oneDNN: float32 on a CPU, and nobody wants gradients or a graph."""
     if _POINTWISE is None or is_recorded() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    given = [x for x in tensors if x is not None]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given):
+    if wants_gradients(*tensors):
         return False
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() for x in given)
+    return all(x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() for x in tensors if x is not None)
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

@@ -59,6 +59,11 @@ def is_recorded() -> bool:
     return torch.jit.is_scripting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage] torch's stubs
 
 
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Say whether autograd follows what is done with these tensors."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def scripted_as(reference: Callable[..., Any]) -> Callable[[Op], Op]:
     """Let TorchScript compile `reference`, which takes the same arguments, wherever a model calls the op.
 

@@ -16,25 +16,23 @@ B batch, C channels, h w coarse side, H W fine side, r radius.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.affine_upsample import Enlargement, affine_upsample, affine_upsample_reference
+from medseg_kernels.affine_upsample import affine_upsample, affine_upsample_reference
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, triton, uses_triton
+from medseg_kernels.guided_filter_cpu import guided_filter_on_cpu, padded_box_sum
 from medseg_kernels.guided_filter_kernels import (
     box_kernel,
     coefficients_kernel,
     coefficients_to_sums_kernel,
     sums_to_inputs_kernel,
 )
-from medseg_kernels.memory import empty_large
 
 _BLOCK = 256  # pixels of one plane per program
-_CHUNK_PIXELS = 2**16  # coarse pixels, over channels, that the CPU path filters at a time: a dozen maps in cache
 
 
 def _weight(attention: Tensor) -> Tensor:
@@ -155,53 +153,6 @@ _box_filter.register_autograd(_box_adjoint, setup_context=_save_box)
 _line.register_autograd(_line_to_sums, setup_context=_save_line)
 
 
-def _run_sum(x: Tensor, length: int, axis: int) -> Tensor:
-    """Sums of `length` neighbours along an axis, from sums of half as many: three additions for five numbers."""
-    if length == 1:
-        return x
-    half, count = length // 2, x.shape[axis] - length + 1
-    pairs = _run_sum(x, half, axis)
-    total = pairs.narrow(axis, 0, count) + pairs.narrow(axis, half, count)
-    return total.add_(x.narrow(axis, length - 1, count)) if length % 2 else total
-
-
-def _box(padded: Tensor, radius: int) -> Tensor:
-    """Window sums of maps that carry `radius` zeros on every side; shifted adds, far faster here than a pooling."""
-    return _run_sum(_run_sum(padded, 2 * radius + 1, -2), 2 * radius + 1, -1)
-
-
-def _parts(x: Tensor, channels: int, whole: int) -> tuple[Tensor, ...]:
-    """Some channels at a time; a single one goes with all. One split, since each slice would have a gradient like x."""
-    return x.split(channels, dim=1) if x.shape[1] > 1 else (x,) * math.ceil(whole / channels)
-
-
-def _guided_filter_plain(
-    low_x: Tensor, low_y: Tensor, high_x: Tensor, a: Tensor, total: Tensor, radius: int, eps: float
-) -> Tensor:
-    """The CPU path: the five products of a few channels at a time, few enough to stay in cache."""
-    margin = [radius] * 4
-    inverse = 1 / _box(F.pad(torch.ones_like(a[:1]), margin), radius)
-    a = F.pad(a, margin)
-    s_a, q_share = _box(a, radius), 1 / total
-    enlarge = Enlargement(low_y.shape[2:], high_x.shape[2:], a)
-    channels = max(1, _CHUNK_PIXELS // low_y[0, 0].numel())
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (low_x, low_y, high_x, a))
-    out = None if trained else empty_large((*low_y.shape[:2], *high_x.shape[2:]), a)
-    outs = []
-    parts = zip(*(_parts(each, channels, low_y.shape[1]) for each in (low_x, low_y, high_x)), strict=True)
-    for number, (x, y, high) in enumerate(parts):
-        ax, ay = a * F.pad(x, margin), a * F.pad(y, margin)
-        s_ax, s_ay, s_aax = _box(ax, radius), _box(ay, radius), _box(a * ax, radius)
-        s_aaxx, s_aaxy = _box(ax * ax, radius), _box(ax * ay, radius)
-        q = s_aax * q_share
-        slope = (s_aaxy - q * s_ay) * inverse / (((s_aaxx - q * s_ax) * inverse).abs() + eps)
-        offset = (s_ay - slope * s_ax) / s_a
-        slope, offset = (enlarge(_box(F.pad(each, margin), radius) * inverse) for each in (slope, offset))
-        into = None if out is None else out[:, number * channels : (number + 1) * channels]
-        outs.append(torch.addcmul(offset, slope, high, out=into))
-    return torch.cat(outs, dim=1) if out is None else out
-
-
 @scripted_as(box_sum_reference)
 def box_sum(x: Tensor, radius: int) -> Tensor:
     """Sum each window of side 2 `radius` + 1 over the part of it that lies inside the map.
@@ -222,7 +173,7 @@ def _choose_box_sum(x: Tensor, radius: int) -> Tensor:
     if uses_triton(x):
         return _box_filter(x, radius, 0)
     wide = x if x.dtype == torch.float64 else x.float()
-    return _box(F.pad(wide, [radius] * 4), radius).to(x.dtype)
+    return padded_box_sum(F.pad(wide, [radius] * 4), radius).to(x.dtype)
 
 
 @scripted_as(guided_filter_reference)
@@ -270,7 +221,7 @@ def _choose(
     if uses_triton(low_x, low_y, high_x, attention):
         return affine_upsample(_box_filter(_line(low_x, low_y, a, total, radius, eps), radius, 1), high_x)
     low_x, low_y, fine = low_x.to(wide), low_y.to(wide), high_x.to(wide)
-    return _guided_filter_plain(low_x, low_y, fine, a, total[:, None, None, None], radius, eps).to(high_x.dtype)
+    return guided_filter_on_cpu(low_x, low_y, fine, a, total[:, None, None, None], radius, eps).to(high_x.dtype)
 
 
 def _check(low_x: Tensor, low_y: Tensor, high_x: Tensor, attention: Tensor, radius: int) -> None:

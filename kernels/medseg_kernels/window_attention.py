@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from medseg_kernels.dispatch import autocast_together, is_recorded, scripted_as, uses_triton
+from medseg_kernels.dispatch import autocast_together, is_recorded, scripted_as, uses_triton, wants_gradients
 from medseg_kernels.layout import layout_windows
 from medseg_kernels.softmax_attention import default_scale, segment_attention
 from medseg_kernels.window_chunks import chunked_windows
@@ -90,8 +90,7 @@ def window_attention(
         raise ValueError("pad_k and pad_v come together")
     if uses_triton(q, k, v):
         return _through_the_core(q, k, v, at_q, at_k, bias=bias, scale=scale, pad=(pad_k, pad_v))
-    given = [x for x in (q, k, v, bias, pad_k, pad_v) if x is not None]
-    trained = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    trained = wants_gradients(q, k, v, bias, pad_k, pad_v)
     kept = trained and table[1] * table[2] <= SMALL and q.dtype != torch.bfloat16 and q.dtype != torch.float16
     if is_recorded() or q.device.type != "cpu" or kept:
         return window_attention_reference(q, k, v, sides[0], bias, shift, scale, sides[1], pad_k, pad_v)
