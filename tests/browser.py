@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,19 @@ class Page:
         self.tab.locator("input[type=file]").first.set_input_files([str(path) for path in paths])
         self.at("check")
 
+    def drop(self, path: Path) -> None:
+        """Drop a file on the page and wait for what was found."""
+        self.go("open")
+        self.tab.evaluate(
+            """([name, content]) => {
+              const dataTransfer = new DataTransfer();
+              dataTransfer.items.add(new File([Uint8Array.from(atob(content), (byte) => byte.charCodeAt(0))], name));
+              document.querySelector(".drop").dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+            }""",
+            [path.name, b64encode(path.read_bytes()).decode()],
+        )
+        self.at("check")
+
     def run(self, model: str) -> None:
         """Run a model from its card."""
         self.go("choose")
@@ -171,6 +185,17 @@ class Page:
         self.tab.mouse.down()
         self.tab.mouse.move(*end, steps=4)
         self.tab.mouse.up()
+
+    def download(self, name: str, folder: Path) -> Path:
+        """Take a file of the result home from Report."""
+        with self.tab.expect_download() as download:
+            self.tab.click(f"text={name}")
+        download.value.save_as(folder / name)
+        return folder / name
+
+    def report(self) -> str:
+        """What stands in the report for printing, on Report."""
+        return self.tab.request.get(self.tab.evaluate("document.querySelector('a[target=_blank]').href")).text()
 
     def colours(self, layer: str = "image") -> dict[str, Any]:
         """Shares of the canvas that are not black, and that are coloured; the crosshair is taken away for it.

@@ -35,12 +35,12 @@ def run(task: dict[str, Any], progress: Callable[[Event], object]) -> None:
     if recipe.task not in ("segmentation", "restoration"):
         running.run(task, progress)
         return
-    case = read_case(image_in(task["upload"], task["folder"]))
+    case = read_case(image_in(task["upload"], task["folder"]), series=request.get("series"))
     found = require_in_scope(judge(case.volume, recipe.scope), recipe.name, force=request["confirmed"])
     slow = 60.0 if request.get("noise") == 60 else 1.0
     for part in range(PARTS):
         progress(Event(stage="segmenting", done=part, total=PARTS, seconds_left=float(PARTS - part)))
-        time.sleep(slow * 0.3)
+        time.sleep(slow * 0.2)
     result = (_labels if recipe.task == "segmentation" else _restored)(case, list(found))
 
     def views(folder: Any) -> None:

@@ -4,19 +4,25 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import pytest
 
 from browser import Page, Site, serving, small_site
 from demo import template
+from dicom_cases import PRIVATE, Case, noise
+from dicom_made_up import IDENTITY, made_up_slice
+from dicom_peer import Peer
 from hostile import HOSTILE
 from medseg import io
 from medseg.volume import Volume
 from medseg_app.server.accounts import hash_password
+from served import STUB
+from tiny_model import head_series
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]  # drawing without a graphics card is slow
 
-WINDOW, TOOL = ".bar select >> nth=1", ".bar select >> nth=2"
+VIEW, WINDOW, TOOL = (f".bar select >> nth={number}" for number in range(3))
 AXE = Path(__file__).resolve().parents[2] / "build" / "axe.min.js"
 
 
@@ -26,53 +32,80 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield made
 
 
-def test_segment_review_correct_and_take_home(site: Site, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of two DICOM series: the head as CT, and a few slices of noise."""
+    home = tmp_path_factory.mktemp("study")
+    head_series(home / "head")
+    Case(pixels=noise((4, 14, 6))).write(home / "noise")
+    with zipfile.ZipFile(home / "study.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in home.glob("*/*.dcm"):
+            archive.write(path, path.relative_to(home))
+    return home / "study.zip"
+
+
+def test_a_dicom_series_is_segmented_corrected_and_taken_home(site: Site, study: Path, tmp_path: Path) -> None:
     page = site.page()
-    page.bring(site.image)
+    page.drop(study)
+    _choose_head(page)
     assert page.tab.locator(".finding.good").count() >= 4
-    page.until("document.querySelector('img.thumbnail[alt]')?.naturalWidth > 40")
+    assert not [word for word in PRIVATE if word in page.tab.inner_text("body")], "nobody asked whom it shows"
     assert page.colours()["lit"] > 0.05
     assert page.colours()["coloured"] == 0
-    greys = {}
-    for key in "231":  # the last is the automatic window
-        page.tab.keyboard.press(key)
-        greys[key] = page.colours()["greys"][0]
-    assert greys["2"][0] > 1.1 * greys["1"][0] > 1.21 * greys["3"][0], "windows of MR are shares of the automatic one"
     page.run("brain-structures")
     page.until("document.querySelector('.stage-text')?.textContent.includes('part')")
     page.at("review")
-    assert page.tab.locator("table.structures tbody tr").count() == 17
+    _review_structures(page)
+    painted = _correct_structure(page, 15)
+    _take_home(page, study, tmp_path, painted)
+    assert page.problems == []
+    assert page.asked == {site.address.split("/")[2]}
+
+
+def _choose_head(page: Page) -> None:
+    """Of the two series of the study, with a thumbnail each."""
+    seen = "[...document.querySelectorAll('li img.thumbnail[alt]')].filter((one) => one.naturalWidth > 40)"
+    page.until(f"{seen}.length === 2")
+    page.tab.click("text=50 images")
+    page.tab.wait_for_selector("text='Choose what to do'")
+    page.until("document.querySelector('img.thumbnail[alt]')?.naturalWidth > 40")
+
+
+def _review_structures(page: Page) -> None:
+    """Hide, show and fade what lies over the image, by the table, the slider and the keys."""
+    names = page.tab.locator("table.structures tbody th").all_inner_texts()
+    assert len(names) == 17
     page.until("window.medseg.viewer.nv.volumes.length === 2")
     with_overlay = page.colours()["coloured"]
     assert with_overlay > 0.02
     page.tab.click("table.structures thead input")
     assert page.colours()["coloured"] < with_overlay / 10, "every structure is hidden"
     page.tab.click("table.structures thead input")
-    first = page.tab.get_attribute("table.structures tbody tr >> nth=0 >> input", "aria-label")
-    page.tab.uncheck(f"[aria-label='{first}']")
+    page.tab.uncheck(f"[aria-label='Show {names[0]}']")
     assert 0 < page.colours()["coloured"] < with_overlay, "one structure is hidden"
-    page.tab.check(f"[aria-label='{first}']")
+    page.tab.check(f"[aria-label='Show {names[0]}']")
     page.tab.fill("#ms-opacity", "0.05")
     assert page.colours()["coloured"] < with_overlay / 2, "the overlay is faint"
     page.tab.fill("#ms-opacity", "0.5")
     assert page.colours()["coloured"] == with_overlay
     page.tab.focus("[data-layer=image]")
     page.tab.keyboard.press("ArrowLeft")
-    names = page.tab.locator("table.structures tbody th").all_inner_texts()
     assert page.tab.inner_text(".place").split(", ")[-1] in names, "what lies under the crosshair is told"
     page.tab.keyboard.press(" ")
     assert page.colours()["coloured"] == 0, "space takes the overlay away"
     page.tab.keyboard.press(" ")
-    page.tab.select_option(".bar select >> nth=0", "render")
+    page.tab.select_option(VIEW, "render")
     assert page.colours()["lit"] > 0.02, "the rendering is not blank"
-    page.tab.select_option(".bar select >> nth=0", "axial")
+    page.tab.select_option(VIEW, "axial")
 
+
+def _correct_structure(page: Page, label: int) -> int:
+    """Paint a structure at the crosshair and by brush, undo and redo, save; how many voxels it then has."""
     page.go("correct")
-    count = "window.medseg.viewer.nv.drawBitmap.reduce((n, v) => n + (v === 15), 0)"
-    before = page.tab.evaluate(count)
-    page.tab.select_option("#ms-label", "15")
-    page.tab.click("#ms-locks summary")
+    count = f"window.medseg.viewer.nv.drawBitmap.reduce((n, v) => n + (v === {label}), 0)"
     locks = "document.querySelectorAll('#ms-locks input').forEach((box) => box.click())"
+    before = page.tab.evaluate(count)
+    page.tab.select_option("#ms-label", str(label))
     page.tab.evaluate(locks)
     page.tab.click("#ms-dab")
     assert page.tab.evaluate(count) == before, "every structure is locked, and the middle of the head is one"
@@ -82,38 +115,47 @@ def test_segment_review_correct_and_take_home(site: Site, tmp_path: Path) -> Non
     assert page.tab.evaluate(count) > before, "painted without a pointer"
     page.tab.keyboard.press("z")
     page.tab.click("#ms-paint")
-    box = page.tab.locator("[data-layer=image]").bounding_box()
-    page.tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.tab.mouse.down()
-    page.tab.mouse.move(box["x"] + box["width"] / 2 + 60, box["y"] + box["height"] / 2 + 30, steps=6)
-    page.tab.mouse.up()
-    assert page.tab.evaluate(count) > before
+    page.drag(page.on_plane(0, 0.5, 0.5), page.on_plane(0, 0.6, 0.55))
+    painted = page.tab.evaluate(count)
+    assert painted > before
     page.tab.keyboard.press("z")
     assert page.tab.evaluate(count) == before, "a stroke is undone"
     page.tab.keyboard.press("y")
-    assert page.tab.evaluate(count) > before
+    assert page.tab.evaluate(count) == painted
     page.tab.click("#ms-save")
     page.at("review")
     page.tab.wait_for_selector("text=corrected by hand")
+    return painted
 
+
+def _take_home(page: Page, study: Path, folder: Path, painted: int) -> None:
+    """Label map, segmentation object and report all hold what was painted."""
     page.go("report")
-    with page.tab.expect_download() as download:
-        page.tab.click("text=labels.nii.gz")
-    download.value.save_as(tmp_path / "labels.nii.gz")
-    assert io.read(tmp_path / "labels.nii.gz", kind="labels").grid.equals(io.read(site.image).grid)
-    report = page.tab.request.get(
-        page.tab.locator("a[target=_blank]").get_attribute("href")
-        and site.address.rstrip("/") + page.tab.locator("a[target=_blank]").get_attribute("href")
-    )
-    assert "Research use only" in report.text()
-    assert "Corrected by hand" in report.text()
-    assert page.problems == []
-    assert page.asked == {site.address.split("/")[2]}
+    volume = io.read(study.parent / "head")
+    labels = io.read(page.download("labels.nii.gz", folder), kind="labels")
+    assert labels.grid.equals(volume.grid)
+    assert int((labels.voxels == 15).sum()) == painted
+    back = hd.seg.segread(page.download("segmentation.dcm", folder))
+    (segment,) = [one for one in back.SegmentSequence if one.SegmentLabel == "brainstem"]
+    assert segment.SegmentAlgorithmType == "SEMIAUTOMATIC"
+    series = volume.source.series if volume.source else None
+    assert series
+    planes = [plane.instance.uid for plane in series.slices]
+    found = back.get_pixels_by_source_instance(planes, segment_numbers=[segment.SegmentNumber])[..., 0]
+    assert np.array_equal(found > 0, series.to_slices(labels.voxels) == 15), "it lies on the images"
+    assert "Research use only" in page.report()
+    assert "Corrected by hand" in page.report()
 
 
 def test_restore_compare_and_delete(site: Site) -> None:
     page = site.page()
     page.bring(site.image)
+    page.until("document.querySelector('img.thumbnail[alt]')?.naturalWidth > 40")
+    greys = {}
+    for key in "231":  # brighter, darker, and the automatic window again
+        page.tab.keyboard.press(key)
+        greys[key] = page.colours()["greys"][0][0]
+    assert greys["2"] > 1.1 * greys["1"] > 1.21 * greys["3"], "windows of MR are shares of the automatic one"
     page.run("mr-denoise")
     page.at("review")
     page.tab.wait_for_selector(".mark")
@@ -216,11 +258,11 @@ def test_ct_is_windowed_and_measured_and_a_model_of_whole_heads_asks_again(site:
     assert page.problems == []
 
 
-def test_every_screen_is_usable_by_everybody(site: Site, tmp_path: Path) -> None:
+def test_every_screen_is_usable_by_everybody(site: Site, study: Path, tmp_path: Path) -> None:
     """No serious fault that axe-core knows, and nothing cut off at 200 %: at half the width the page never scrolls."""
     page = site.page()
     faults, too_wide = {}, []
-    for screen in _screens(page, site, tmp_path):
+    for screen in _screens(page, site, study, tmp_path):
         faults[screen] = _faults(page) if AXE.is_file() else []
         page.tab.set_viewport_size({"width": 640, "height": 360})
         if page.tab.evaluate("document.documentElement.scrollWidth > innerWidth"):
@@ -232,9 +274,11 @@ def test_every_screen_is_usable_by_everybody(site: Site, tmp_path: Path) -> None
         pytest.skip("axe-core is not here; `make test-all` fetches it")
 
 
-def _screens(page: Page, site: Site, home: Path) -> Iterator[str]:
+def _screens(page: Page, site: Site, study: Path, home: Path) -> Iterator[str]:
     yield "open"
-    page.bring(site.image)
+    page.drop(study)
+    yield "series"
+    _choose_head(page)
     yield "check"
     page.mark("tiny-sam")
     page.tab.mouse.click(*page.on_plane(0, 0.4, 0.4))
@@ -252,10 +296,28 @@ def _screens(page: Page, site: Site, home: Path) -> Iterator[str]:
     yield "keys"
     page.tab.goto(site.address + page.tab.evaluate("`api/v1/jobs/${window.medseg.run}/report`"))
     yield "report for printing"
-    with serving(home, accounts={"ann": hash_password("a long enough one")}) as address:
+    peer = Peer().start()
+    for number in range(2):
+        held = made_up_slice(SOPInstanceUID=f"1.{number}", SeriesInstanceUID=f"1.2.{number}", SeriesDescription="T1")
+        peer.held[held.SOPInstanceUID] = held
+    accounts = {"ann": hash_password("a long enough one")}
+    with serving(home, STUB, accounts=accounts, archives={"archive": peer.address}, search=True) as address:
         page.tab.goto(address)
         page.tab.wait_for_selector("input[type=password]")
         yield "login"
+        page.tab.fill("input[name=name]", "ann")
+        page.tab.fill("input[type=password]", "a long enough one")
+        page.tab.keyboard.press("Enter")
+        page.tab.fill(".search input >> nth=0", IDENTITY)
+        yield "search"
+        page.tab.click("text='Search'")
+        page.tab.click("text='Show the patients'")
+        page.tab.wait_for_selector(f"td >> text={IDENTITY}")
+        assert page.tab.locator(".search tbody tr").count() == 2
+        yield "found"
+        page.tab.click("#ms-logout button")
+        page.tab.wait_for_selector("input[type=password]")
+    peer.stop()
 
 
 def _faults(page: Page) -> list[str]:
@@ -283,9 +345,9 @@ def test_real_models_on_a_real_head(site: Site, tmp_path: Path) -> None:
         planes = page.colours()["planes"]
         assert len(planes) == 3
         assert min(planes) > 0.2, "a head fills its planes"
-        page.tab.select_option(".bar select >> nth=0", "render")
+        page.tab.select_option(VIEW, "render")
         assert page.colours()["lit"] > 0.02, "the rendering is not blank"
-        page.tab.select_option(".bar select >> nth=0", "planes")
+        page.tab.select_option(VIEW, "planes")
         page.run("brain-structures")
         values = _progress(page)
         assert len(values) > 2, values
@@ -296,12 +358,9 @@ def test_real_models_on_a_real_head(site: Site, tmp_path: Path) -> None:
         page.until("window.medseg.viewer.nv.volumes.length === 2")
         assert page.colours()["coloured"] > 0.05
         page.go("report")
-        with page.tab.expect_download() as download:
-            page.tab.click("text=labels.nii.gz")
-        download.value.save_as(tmp_path / "labels.nii.gz")
-        assert io.read(tmp_path / "labels.nii.gz", kind="labels").grid.equals(io.read(files[0]).grid)
-        link = address.rstrip("/") + page.tab.get_attribute("a[target=_blank]", "href")
-        assert "left cerebral cortex" in page.tab.request.get(link).text()
+        labels = io.read(page.download("labels.nii.gz", tmp_path), kind="labels")
+        assert labels.grid.equals(io.read(files[0]).grid)
+        assert "left cerebral cortex" in page.report()
         page.mark("tiny-sam")
         page.tab.mouse.click(*page.on_plane(0, 0.5, 0.4))
         assert page.tab.locator("table.marked tbody tr").count() == 1

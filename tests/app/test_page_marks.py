@@ -103,10 +103,7 @@ def test_a_picture_is_segmented_marked_and_taken_home(site: Site, tmp_path: Path
         page.until("document.querySelector('.picture').naturalWidth > 100")
     assert page.tab.locator("table.structures tr").count() > 2
     page.go("report")
-    with page.tab.expect_download() as download:
-        page.tab.click("text=labels.png")
-    download.value.save_as(tmp_path / "labels.png")
-    assert read_ids(tmp_path / "labels.png").shape == fundus()[1].shape
+    assert read_ids(page.download("labels.png", tmp_path)).shape == fundus()[1].shape
     page.mark("tiny-sam")
     box = page.tab.locator(".over-picture").bounding_box()
     page.tab.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)

@@ -77,11 +77,11 @@ function sendFile(upload, file, progress) {
 
 /** Ask for a job, or what `ask` asks for, again and again until it has ended; `tell` hears of every answer. */
 export async function follow(id, tell, wanted = () => true, ask = job) {
-  while (wanted()) {
+  for (let pause = 50; wanted(); pause = Math.min(2 * pause, 400)) { // ms; a look ends soon, a long run need not be asked often
     const now = await ask(id);
     tell(now);
     if (now.ended !== null) return now;
-    await new Promise((resolve) => setTimeout(resolve, 400));
+    await new Promise((resolve) => setTimeout(resolve, pause));
   }
   return null;
 }

@@ -144,9 +144,12 @@ class App {
     if (slider) slider.value = value;
   }
 
-  show(label, visible) {
-    if (visible) this.hidden.delete(label);
-    else this.hidden.add(label);
+  /** Show or hide structures, in one drawing for all of them. */
+  show(labels, visible) {
+    for (const label of labels) {
+      if (visible) this.hidden.delete(label);
+      else this.hidden.add(label);
+    }
     this.viewer.setHidden(this.hidden);
   }
 

@@ -88,15 +88,17 @@ function structures(app, result) {
       press.setAttribute("aria-pressed", out);
       press.closest("tr").classList.toggle("rejected", out);
       boxes[i].checked = !out;
-      app.show(label.id, !out);
+      app.show([label.id], !out);
       save.disabled = !rejected.size || rejected.size === result.labels.length;
     }, { class: "quiet", "aria-pressed": "false", "aria-label": t("review.reject_one", label.name) });
     return press;
   };
   const boxes = result.labels.map((label) => el("input", { type: "checkbox", checked: !app.hidden.has(label.id),
-    "aria-label": t("review.only", label.name), onchange: (event) => app.show(label.id, event.target.checked) }));
-  const all = el("input", { type: "checkbox", checked: true, "aria-label": t("review.all"), onchange: () =>
-    boxes.forEach((box, i) => { box.checked = all.checked; app.show(result.labels[i].id, all.checked); }) });
+    "aria-label": t("review.only", label.name), onchange: (event) => app.show([label.id], event.target.checked) }));
+  const all = el("input", { type: "checkbox", checked: true, "aria-label": t("review.all"), onchange: () => {
+    for (const box of boxes) box.checked = all.checked;
+    app.show(result.labels.map((label) => label.id), all.checked);
+  } });
   const head = el("tr", {}, el("th", { scope: "col" }, all, el("span", { class: "unseen" }, t("review.show"))),
     ...["structure", "value", "state", ...(told.size ? ["confidence"] : []), "judgement"].map((name) => el("th", { scope: "col" }, t(`review.${name}`))));
   const cells = (label, i) => [told.size ? el("td", {}, sureness(told.get(label.id))) : null, el("td", {}, reject(label, i))];
