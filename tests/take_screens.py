@@ -1,7 +1,7 @@
 """Take the pictures of the screens in docs/screens: `python tests/take_screens.py [PART...]`, needs Chromium.
 
-The head is the template of `make demo` at 2 mm; the models are the real ones, but for those that follow marks and
-examples: no weights of them ship, so that small ones stand for them, untrained and under the red banner.
+The head is the template of `make demo` at 2 mm; the models are the real ones, but for the one that follows marks: no
+weights of such a model ship, so that a small one stands for it.
 """
 
 import sys
@@ -41,6 +41,15 @@ def _head(page: Page, folder: Path) -> None:
     take(page, "open")
     page.bring(folder / "head.nii.gz")
     take(page, "check")
+    page.tab.select_option(".bar select >> nth=2", "distance")
+    page.drag(page.on_plane(0, 0.25, 0.38), page.on_plane(0, 0.7, 0.38))
+    page.tab.select_option(".bar select >> nth=2", "angle")
+    page.drag(page.on_plane(1, 0.3, 0.75), page.on_plane(1, 0.3, 0.35))
+    page.tab.mouse.move(*page.on_plane(1, 0.6, 0.5), steps=2)
+    page.tab.mouse.click(*page.on_plane(1, 0.6, 0.5))
+    take(page, "measure")
+    page.tab.select_option(".bar select >> nth=2", "crosshair")
+    page.tab.click("text='Reset'")
     page.go("choose")
     take(page, "choose")
     page.run("brain-structures")
@@ -60,6 +69,8 @@ def _head(page: Page, folder: Path) -> None:
     page.at("review")
     page.tab.wait_for_selector(".mark")
     take(page, "compare")
+    page.tab.check("input[value=regions]")
+    take(page, "regions")
     page.go("history")
     take(page, "history")
 
@@ -68,7 +79,7 @@ def _marks(page: Page, folder: Path) -> None:
     page.bring(folder / "head.nii.gz")
     page.mark("tiny-sam")
     page.tab.mouse.click(*page.on_plane(0, 0.42, 0.42))
-    page.tab.mouse.click(*page.on_plane(0, 0.55, 0.3), button="right")
+    page.tab.mouse.click(*page.on_plane(0, 0.62, 0.6), button="right")
     page.tab.check("input[value=box]")
     page.drag(page.on_plane(0, 0.36, 0.3), page.on_plane(0, 0.5, 0.55))
     page.tab.locator("table.marked").scroll_into_view_if_needed()
@@ -80,7 +91,7 @@ def _examples(page: Page, folder: Path) -> None:
     page.make_set("balls", zip(images, labels, strict=True), "1=large ball, 2=small ball")
     take(page, "examples")
     page.bring(images[0])
-    page.run("tiny-support")
+    page.run("support-set")
     page.at("review")
     page.tab.check("input[value=doubt]")
     take(page, "confidence")

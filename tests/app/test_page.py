@@ -161,6 +161,8 @@ def test_restore_compare_and_delete(site: Site) -> None:
     page.tab.wait_for_selector(".mark")
     assert page.tab.inner_text(".mark") == "RESTORED"
     assert page.tab.inner_text("#ms-banner") == "UNTRAINED MODEL - THIS RESULT HAS NO MEANING"
+    bottom = page.tab.evaluate("document.querySelector('#medseg-app footer').getBoundingClientRect().bottom")
+    assert bottom <= 722, "the banner pushes nothing out of sight"
     assert page.colours("restored")["lit"] > 0.05
     page.tab.fill("#ms-split", "0.25")
     assert "25%" in page.tab.locator(".layer >> nth=1").get_attribute("style")
@@ -169,6 +171,7 @@ def test_restore_compare_and_delete(site: Site) -> None:
         page.tab.check(f"input[value={overlay}]")
         page.until("window.medseg.viewer.nv.volumes.length === 2")
         assert page.colours()["coloured"] > 0.01, overlay
+        assert page.tab.is_hidden("[data-layer=restored]"), "it covers nothing of the overlay"
     assert page.tab.is_visible(".mark")
     page.go("history")
     assert "head" not in page.tab.inner_text("#ms-content"), "a file name may name the patient"

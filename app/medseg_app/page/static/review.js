@@ -120,7 +120,7 @@ function comparison(app) {
   const split = el("input", { type: "range", min: 0, max: 1, step: 0.01, value: app.viewer.split, id: "ms-split",
     oninput: (event) => app.viewer.setSplit(Number(event.target.value)) });
   const over = (name, show) => el("label", { class: "inline" }, el("input", { type: "radio", name: "over", value: name, checked: name === "compare",
-    onchange: () => app.trying(() => show()) }), t(`review.${name}`));
+    onchange: () => { split.disabled = name !== "compare"; app.trying(() => show()); } }), t(`review.${name}`));
   const view = (name) => fileAddress(app.run, `view/${name}.nii`);
   return [
     el("fieldset", {}, el("legend", {}, t("review.image")),

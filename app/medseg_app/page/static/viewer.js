@@ -18,9 +18,9 @@ const OPTIONS = {
   fontColor: [1, 1, 1, 1], // not that of the crosshair, under which an I would be lost
   fontMinPx: 18,
   fontSizeScaling: 0.6,
-  rulerColor: [0.56, 0.82, 1, 1],
-  rulerWidth: 2,
-  measureLineColor: [0.56, 0.82, 1, 1],
+  rulerColor: [0, 0.6, 1, 1],
+  rulerWidth: 3,
+  measureLineColor: [0, 0.6, 1, 1],
   measureTextColor: [1, 1, 1, 1],
   measureTextJustify: "end", // beside the line that it belongs to, not on it
   dragAndDropEnabled: false,
@@ -63,7 +63,6 @@ export class Viewer {
     this.nv.onLocationChange = (told) => { this.place.textContent = where(told, this.nv.volumes); };
     this.#forgetMeasures();
     this.#comparing(false);
-    this.place.textContent = "";
     await this.nv.loadVolumes([{ url: address, name: "view.nii" }]);
     this.auto = [this.nv.volumes[0].cal_min, this.nv.volumes[0].cal_max];
     this.setView(this.view);
@@ -267,11 +266,13 @@ export class Viewer {
 
   /** What was measured belongs to the image that it was measured in. */
   #forgetMeasures() {
+    this.place.textContent = "";
     for (const { nv } of [this.first, this.second]) nv?.clearAllMeasurements();
   }
 
   async #over(address, options = {}) {
     this.hideOverlay();
+    this.second.frame.hidden = true; // it would cover what lies over the first
     await this.nv.addVolumeFromUrl({ url: address, name: "over.nii", ...options });
   }
 }
