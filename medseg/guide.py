@@ -1,14 +1,17 @@
-"""A noisy magnitude image cleaned without a network, by non-local means, for networks to start from.
+"""Non-local means: a noisy magnitude image cleaned without a network, for networks to start from, and what a network
+took that is no noise.
 
 PyTorch alone and within what TorchScript compiles, so that it also travels in bundles and runs where the network does.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-MARGIN = 5  # voxels around a voxel that `non_local_means` reads, with its defaults
+MARGIN = 5  # voxels around a voxel that `non_local_means` reads, with its defaults; `repeated` reads one less
 
 
 def tissue_noise(
@@ -76,17 +79,74 @@ def non_local_means(
     """
     if level <= 0:
         return image.clone()
-    margin = reach + patch // 2
-    wide = image
+    return _means(image, image, level, 2.0, patch, reach, strength, block)
+
+
+def repeated(residual: Tensor, clean: Tensor, level: float, patch: int = 3, reach: int = 3) -> Tensor:
+    """What voxels that look alike have in common in a residual: structure, for noise differs from voxel to voxel.
+
+    Added to the restored image it is twicing (Tukey 1977), with means over voxels alike in the restored image, which
+    holds no noise. What magnitudes gain from noise is no structure: so much of it stays as the residual shows.
+
+    Args:
+        residual: What was taken from an image, (X, Y, Z), float32.
+        clean: What was left of it, same shape.
+        level: Standard deviation of the noise in grey values.
+        patch: Side of the compared cubes, odd.
+        reach: Voxels to each side that are averaged.
+
+    Returns:
+        Same shape.
+    """
+    if level <= 0:
+        return torch.zeros_like(residual)
+    gain = magnitude_gain(clean, level)
+    expected = _neighbour_means(gain, reach).clamp(min=1e-6 * level)
+    share = (_neighbour_means(residual, reach) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
+    return _means(clean, residual - share * gain, level, 0.0, patch, reach, 2.5, 48)
+
+
+def magnitude_gain(clean: Tensor, level: float) -> Tensor:
+    """How much larger the mean of a noisy magnitude is than what it would be without noise (Rice 1944).
+
+    Args:
+        clean: Magnitudes without noise, any shape.
+        level: Standard deviation of the noise in each part of the complex image, above 0.
+
+    Returns:
+        Same shape; 1.25 levels at 0, next to nothing from three levels on.
+    """
+    x = (clean / level).square() / 4
+    mean = (1 + 2 * x) * torch.special.i0e(x) + 2 * x * torch.special.i1e(x)
+    return level * (math.pi / 2) ** 0.5 * mean - clean.abs()
+
+
+def _neighbour_means(x: Tensor, reach: int) -> Tensor:
+    """Means over cubes of `reach` voxels to each side."""
     for axis in range(3):
-        wide = wide.index_select(axis, mirrored(image.shape[axis], margin).to(image.device))
+        wide = x.index_select(axis, mirrored(x.shape[axis], reach).to(x.device))
+        x = _line_sums(wide, axis, 2 * reach + 1) / (2 * reach + 1)
+    return x
+
+
+def _means(
+    image: Tensor, values: Tensor, level: float, noise: float, patch: int, reach: int, strength: float, block: int
+) -> Tensor:
+    """Means of `values` over voxels alike in `image`, in which noise makes differences of `noise` squared levels."""
+    margin = reach + patch // 2
+    wide, wide_values = image, values
+    for axis in range(3):
+        at = mirrored(image.shape[axis], margin).to(image.device)
+        wide, wide_values = wide.index_select(axis, at), wide_values.index_select(axis, at)
     out = torch.empty_like(image)
     for x in range(0, image.shape[0], block):
         for y in range(0, image.shape[1], block):
             for z in range(0, image.shape[2], block):
                 a, b, c = min(block, image.shape[0] - x), min(block, image.shape[1] - y), min(block, image.shape[2] - z)
-                part = wide.narrow(0, x, a + 2 * margin).narrow(1, y, b + 2 * margin).narrow(2, z, c + 2 * margin)
-                found = _block_means(part.contiguous(), level, patch, reach, strength)
+                sides = [a + 2 * margin, b + 2 * margin, c + 2 * margin]
+                part = _cut(wide, [x, y, z], sides).contiguous()
+                part_values = _cut(wide_values, [x, y, z], sides)
+                found = _block_means(part, part_values, level, noise, patch, reach, strength)
                 out.narrow(0, x, a).narrow(1, y, b).narrow(2, z, c).copy_(found)
     return out
 
@@ -97,11 +157,13 @@ def mirrored(size: int, margin: int) -> Tensor:
     return torch.where(at < size, at, 2 * size - 1 - at)
 
 
-def _block_means(wide: Tensor, level: float, patch: int, reach: int, strength: float) -> Tensor:
+def _block_means(
+    wide: Tensor, values: Tensor, level: float, noise: float, patch: int, reach: int, strength: float
+) -> Tensor:
     """Means of the inner voxels of a block; each pair of voxels is compared once and counts for both."""
     margin = reach + patch // 2
     size = [side - 2 * margin for side in wide.shape]
-    total = _cut(wide, [margin, margin, margin], size).clone()
+    total = _cut(values, [margin, margin, margin], size).clone()
     weights = torch.ones_like(total)
     for i in range(reach + 1):
         for j in range(-reach, reach + 1):
@@ -109,20 +171,26 @@ def _block_means(wide: Tensor, level: float, patch: int, reach: int, strength: f
                 if i > 0 or j > 0 or (j == 0 and k > 0):
                     step = [i, j, k]
                     first = [margin - max(0, s) for s in step]
-                    weight = _weights(
-                        wide, first, [size[a] + abs(step[a]) for a in range(3)], step, level, patch, strength
-                    )
+                    both = [size[a] + abs(step[a]) for a in range(3)]
+                    weight = _weights(wide, first, both, step, level, noise, patch, strength)
                     ahead = _cut(weight, [max(0, s) for s in step], size)
-                    total.addcmul_(ahead, _cut(wide, [margin + s for s in step], size))
+                    total.addcmul_(ahead, _cut(values, [margin + s for s in step], size))
                     weights.add_(ahead)
                     behind = _cut(weight, [max(0, -s) for s in step], size)
-                    total.addcmul_(behind, _cut(wide, [margin - s for s in step], size))
+                    total.addcmul_(behind, _cut(values, [margin - s for s in step], size))
                     weights.add_(behind)
     return total.div_(weights)
 
 
 def _weights(
-    wide: Tensor, first: list[int], size: list[int], step: list[int], level: float, patch: int, strength: float
+    wide: Tensor,
+    first: list[int],
+    size: list[int],
+    step: list[int],
+    level: float,
+    noise: float,
+    patch: int,
+    strength: float,
 ) -> Tensor:
     """How much voxels from `first` on and those `step` further on look alike, from 0 to 1."""
     half = patch // 2
@@ -130,14 +198,19 @@ def _weights(
     other = [first[a] + step[a] for a in range(3)]
     apart = (_cut(wide, first, sides) - _cut(wide, other, sides)).square_()
     for axis in range(3):
-        count = apart.shape[axis] - 2 * half
-        summed = apart.narrow(axis, 0, count) + apart.narrow(axis, 1, count)
-        for number in range(2, patch):
-            summed.add_(apart.narrow(axis, number, count))
-        apart = summed
+        apart = _line_sums(apart, axis, patch)
     scale = (strength * level) ** 2
-    weight = apart.mul_(-1 / (scale * patch**3)).add_(2 * level**2 / scale).clamp_(max=0.0).exp_()
+    weight = apart.mul_(-1 / (scale * patch**3)).add_(noise * level**2 / scale).clamp_(max=0.0).exp_()
     return torch.threshold_(weight, 0.0067379, 0.0)  # exp(-5)
+
+
+def _line_sums(x: Tensor, axis: int, length: int) -> Tensor:
+    """Sums of `length` neighbours along an axis, at least 2; as many fewer values."""
+    count = x.shape[axis] - length + 1
+    summed = x.narrow(axis, 0, count) + x.narrow(axis, 1, count)
+    for number in range(2, length):
+        summed.add_(x.narrow(axis, number, count))
+    return summed
 
 
 def _cut(block: Tensor, first: list[int], size: list[int]) -> Tensor:

@@ -110,7 +110,9 @@ class Slices(_Section):
 
     context: PositiveInt = 1  # slices that the network sees at once, an odd number; it restores the middle one
     noise_map: bool = False  # one more channel: the noise level at every pixel, estimated unless it is given
-    guide: bool = False  # one more channel: the volume by non-local means in 3D, which the network then starts from
+    # One more channel: the volume by non-local means in 3D, which the network then starts from. What look-alike voxels
+    # have in common in the residual is given back.
+    guide: bool = False
     source: tuple[float, float] | None = None  # grey values that become 0 and 1; None: 0 and the percentile below
     percentile: float = Field(default=99.5, gt=0, le=100)
     limits: tuple[float, float] = (-0.2, 2.0)  # scaled values that the network sees and gives are cut off here

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import InputRefused
-from medseg.guide import tissue_noise
+from medseg.guide import MARGIN, repeated, tissue_noise
 from medseg.partition import Partitioner, partition
 from medseg.volume import Volume
 from medseg_pipelines.slices import Scaling, SliceOptions, find_guide, network_input, slice_axis, stacked, unstacked
@@ -18,7 +18,7 @@ from medseg_pipelines.slices import Scaling, SliceOptions, find_guide, network_i
 Restore = Callable[[Tensor, Tensor], Tensor]
 """What the network sees (B, C, X, Y) and region ids (B, X, Y) to restored slices (B, 1, X, Y)."""
 _SMALLEST = 10  # pixels along both sides of a slice; less holds no block to estimate noise from
-_RUN = 32  # slices whose guide is found at once: each run reads five more on both sides
+_RUN = 32  # slices whose guide or structure is found at once: each run reads MARGIN more on both sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def find_residual(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """What the network adds to the slices, batch by batch.
+    """What the network adds to the slices, batch by batch; with a guide, less the structure that is found in it.
 
     Args:
         stack: The slices.
@@ -107,6 +107,9 @@ def find_residual(
     chosen = list(range(stack.count)) if chosen is None else chosen
     residual = np.empty(regions.shape, np.float32)
     guides = _Guides(stack.voxels, chosen, level) if options.guide else None
+    structure = None
+    if guides and len(chosen) == stack.count:  # a few slices lack their neighbours
+        structure = _Structure(stack.voxels, residual, guides.level, options.limits)
     for start in range(0, len(chosen), options.batch):
         part = chosen[start : start + options.batch]
         place = slice(start, start + len(part))
@@ -117,9 +120,11 @@ def find_residual(
             restored = restore(image, ids)[:, 0]
         found = np.clip(np.moveaxis(restored.float().cpu().numpy(), 0, 2), *options.limits)
         residual[:, :, place] = found - stack.voxels[:, :, part]
+        if structure:
+            structure.follow(place.stop)
         if progress:
             progress(place.stop, len(chosen))
-    return residual
+    return structure.kept if structure else residual
 
 
 class _Guides:
@@ -137,3 +142,28 @@ class _Guides:
             guide = find_guide(self.voxels, run, self.level)
             self.found |= {number: guide[:, :, place] for place, number in enumerate(run)}
         return np.stack([self.found.pop(number) for number in part], axis=2)
+
+
+class _Structure:
+    """A residual without what look-alike voxels have in common in it, found many slices at a time behind the network.
+
+    Attributes:
+        kept: The residual that is left, (X, Y, S).
+    """
+
+    def __init__(self, voxels: np.ndarray, residual: np.ndarray, level: float, limits: tuple[float, float]) -> None:
+        self.voxels, self.residual, self.level, self.limits = voxels, residual, level, limits
+        self.kept = np.empty_like(residual)
+        self.done = 0
+
+    def follow(self, restored: int) -> None:
+        """Go on as far as so many restored slices allow."""
+        count = self.voxels.shape[2]
+        while self.done < count and restored >= min(self.done + _RUN + MARGIN, count):
+            first, last = max(0, self.done - MARGIN), min(self.done + _RUN + MARGIN, count)
+            inner = slice(self.done - first, min(self.done + _RUN, count) - first)
+            seen, taken = self.voxels[:, :, first:last], self.residual[:, :, first:last]
+            given_back = repeated(torch.from_numpy(-taken), torch.from_numpy(seen + taken), self.level).numpy()
+            clean = np.clip((seen + taken + given_back)[:, :, inner], *self.limits)
+            self.kept[:, :, self.done : self.done + _RUN] = clean - seen[:, :, inner]
+            self.done += _RUN

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medseg.degradation import add_rician_noise
-from medseg.guide import MARGIN, mirrored, non_local_means, tissue_noise
+from medseg.guide import MARGIN, magnitude_gain, mirrored, non_local_means, repeated, tissue_noise
 
 
 def _halves(shape: tuple[int, int, int] = (22, 20, 18)) -> torch.Tensor:
@@ -75,3 +75,19 @@ def test_both_compile_to_the_same() -> None:
     image = _noisy(6.0)[:12, :12, :10].contiguous()
     assert torch.jit.script(tissue_noise)(image) == tissue_noise(image)
     torch.testing.assert_close(torch.jit.script(non_local_means)(image, 6.0), non_local_means(image, 6.0))
+
+
+def test_structure_in_a_residual_is_found_and_noise_is_not() -> None:
+    clean, noise = _halves(), torch.randn(22, 20, 18, generator=torch.Generator().manual_seed(2)) * 4
+    edge = torch.zeros_like(clean)
+    edge[9:13] = torch.tensor([1.5, 3, -3, -1.5])[:, None, None]
+    found = repeated(edge + noise, clean - edge, 4.0)
+    assert float((found - edge)[8:14].std()) < 0.25 * 4, "noise stays in the residual"
+    assert float(found[10:12].mean((1, 2)).sub(edge[10:12, 0, 0]).abs().max()) < 0.5, "the edge does not"
+    black = torch.zeros_like(clean)
+    dark = add_rician_noise(black, 4.0, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(dark.mean(), magnitude_gain(black, 4.0).mean(), rtol=0.02, atol=0)
+    assert float(repeated(dark, black, 4.0).mean().abs()) < 0.2, "what noise adds to magnitudes does not come back"
+    assert not repeated(black, black, 4.0).any()
+    assert not repeated(noise, clean, 0.0).any()
+    torch.testing.assert_close(torch.jit.script(repeated)(noise, clean, 4.0), repeated(noise, clean, 4.0))

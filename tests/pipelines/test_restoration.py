@@ -10,7 +10,7 @@ from PIL import Image
 
 import medseg
 from medseg.errors import Cancelled, InputRefused, UsageError
-from medseg.guide import non_local_means, tissue_noise
+from medseg.guide import non_local_means, repeated, tissue_noise
 from medseg.volume import Volume
 from medseg_pipelines import slice_restoration
 from medseg_pipelines.load import load_model
@@ -76,7 +76,8 @@ def test_a_network_with_a_guide_starts_from_non_local_means(tmp_path: Path, monk
     scaling = Scaling.of(image.voxels, model.recipe.slices)
     scaled = torch.from_numpy(scaling.apply(image.voxels))
     for options, level in (({}, tissue_noise(scaled)), ({"noise": 30.0}, 30.0 / scaling.width)):
-        expected = non_local_means(scaled, level).numpy() * scaling.width
+        clean = non_local_means(scaled, level)
+        expected = (clean + repeated(scaled - clean, clean, level)).clamp(min=0).numpy() * scaling.width
         np.testing.assert_allclose(_run(model, image, **options).volume.voxels, expected, rtol=0, atol=1e-2)
 
 

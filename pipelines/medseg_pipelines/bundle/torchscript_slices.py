@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.guide import non_local_means, tissue_noise
+from medseg.guide import non_local_means, repeated, tissue_noise
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.slices import PlainSlices, channels_of
 
@@ -54,10 +54,14 @@ class WholeVolume(nn.Module):
                 high = max(float(volume.max()), 1e-6)
         seen = ((volume - low) / (high - low)).clamp(self.least, self.most)
         regions = self.regions(seen)
-        guide = non_local_means(seen, tissue_noise(seen)) if self.guide else seen
+        level = tissue_noise(seen) if self.guide else 0.0
+        guide = non_local_means(seen, level) if self.guide else seen
         found = torch.zeros_like(volume)
         for number in range(volume.shape[2]):
             found[:, :, number] = self.slice_residual(seen, guide, regions, number)
+        if self.guide:
+            given_back = repeated(-found, seen + found, level)
+            found = (seen + found + given_back).clamp(self.least, self.most) - seen
         return volume + found * (high - low)
 
     def regions(self, seen: Tensor) -> Tensor:
