@@ -213,6 +213,7 @@ def test_every_answer_is_guarded(ann: TestClient) -> None:
         headers = ann.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "same-origin", "with none, browsers send our forms from an origin null"
     assert ann.get("/", headers={"Host": "evil.example"}).status_code == 421, "a name of their own for our loopback"
     assert ann.post("/api/v1/uploads", json={"name": "a"}, headers={"Origin": "http://evil.example"}).status_code == 403
     for path in ("/monitoring", "/gradio_api/deep_link", "/gradio_api/proxy=http://x", "/docs", "/x"):

@@ -142,7 +142,8 @@ function pictures(app) {
 function figures(result) {
   const numbers = Object.entries(result.statistics ?? {}).filter(([, value]) => typeof value === "number");
   const measured = (result.statistics?.figures ?? []).map((one) => [`${one.label ?? ""} ${one.name}`, one.value, one.unit]);
-  const rows = [...measured, ...numbers.map(([name, value]) => [name.replaceAll("_", " "), value, ""])];
+  const named = (name) => t(`figures.${name}`).replace("figures.", "").replaceAll("_", " ");
+  const rows = [...measured, ...numbers.map(([name, value]) => [named(name), value, ""])];
   return el("table", { class: "structures" }, el("caption", {}, t("review.findings")), el("tbody", {}, rows.map(([name, value, unit]) =>
     el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "number" }, Number(value?.toPrecision?.(4) ?? value)), el("td", {}, unit)))));
 }
