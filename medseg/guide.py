@@ -82,16 +82,27 @@ def non_local_means(
     return _means(image, image, level, 2.0, patch, reach, strength, block)
 
 
-def repeated(residual: Tensor, clean: Tensor, level: float, patch: int = 3, reach: int = 3) -> Tensor:
+def repeated(
+    residual: Tensor,
+    clean: Tensor,
+    level: float,
+    strength: float = 2.5,
+    magnitudes: bool = True,
+    patch: int = 3,
+    reach: int = 3,
+) -> Tensor:
     """What voxels that look alike have in common in a residual: structure, for noise differs from voxel to voxel.
 
     Added to the restored image it is twicing (Tukey 1977), with means over voxels alike in the restored image, which
-    holds no noise. What magnitudes gain from noise is no structure: so much of it stays as the residual shows.
+    holds no noise. What magnitudes gain from noise is no structure: so much of it stays as the residual shows. Where
+    neighbours share noise, as in CT, more of them have to be counted as alike.
 
     Args:
         residual: What was taken from an image, (X, Y, Z), float32.
         clean: What was left of it, same shape.
         level: Standard deviation of the noise in grey values.
+        strength: Noise levels over which a weight falls to 1 / e.
+        magnitudes: The image is the magnitude of a complex one.
         patch: Side of the compared cubes, odd.
         reach: Voxels to each side that are averaged.
 
@@ -100,10 +111,12 @@ def repeated(residual: Tensor, clean: Tensor, level: float, patch: int = 3, reac
     """
     if level <= 0:
         return torch.zeros_like(residual)
+    if not magnitudes:
+        return _means(clean, residual, level, 0.0, patch, reach, strength, 48)
     gain = magnitude_gain(clean, level)
     expected = _neighbour_means(gain, reach).clamp(min=1e-6 * level)
     share = (_neighbour_means(residual, reach) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
-    return _means(clean, residual - share * gain, level, 0.0, patch, reach, 2.5, 48)
+    return _means(clean, residual - share * gain, level, 0.0, patch, reach, strength, 48)
 
 
 def magnitude_gain(clean: Tensor, level: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medseg.errors import InputRefused
 from medseg.guide import MARGIN, repeated, tissue_noise
+from medseg.noise import noise_level
 from medseg.partition import Partitioner, partition
 from medseg.volume import Volume
 from medseg_pipelines.slices import Scaling, SliceOptions, find_guide, network_input, slice_axis, stacked, unstacked
@@ -89,7 +90,7 @@ def find_residual(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """What the network adds to the slices, batch by batch; with a guide, less the structure that is found in it.
+    """What the network adds to the slices, batch by batch, less the structure that is found in it.
 
     Args:
         stack: The slices.
@@ -108,8 +109,9 @@ def find_residual(
     residual = np.empty(regions.shape, np.float32)
     guides = _Guides(stack.voxels, chosen, level) if options.guide else None
     structure = None
-    if guides and len(chosen) == stack.count:  # a few slices lack their neighbours
-        structure = _Structure(stack.voxels, residual, guides.level, options.limits)
+    if options.alike and len(chosen) == stack.count:  # a few slices lack their neighbours
+        known = guides.level if guides else level
+        structure = _Structure(stack.voxels, residual, options, noise_level(stack.voxels) if known is None else known)
     for start in range(0, len(chosen), options.batch):
         part = chosen[start : start + options.batch]
         place = slice(start, start + len(part))
@@ -151,8 +153,8 @@ class _Structure:
         kept: The residual that is left, (X, Y, S).
     """
 
-    def __init__(self, voxels: np.ndarray, residual: np.ndarray, level: float, limits: tuple[float, float]) -> None:
-        self.voxels, self.residual, self.level, self.limits = voxels, residual, level, limits
+    def __init__(self, voxels: np.ndarray, residual: np.ndarray, options: SliceOptions, level: float) -> None:
+        self.voxels, self.residual, self.options, self.level = voxels, residual, options, level
         self.kept = np.empty_like(residual)
         self.done = 0
 
@@ -163,7 +165,12 @@ class _Structure:
             first, last = max(0, self.done - MARGIN), min(self.done + _RUN + MARGIN, count)
             inner = slice(self.done - first, min(self.done + _RUN, count) - first)
             seen, taken = self.voxels[:, :, first:last], self.residual[:, :, first:last]
-            given_back = repeated(torch.from_numpy(-taken), torch.from_numpy(seen + taken), self.level).numpy()
-            clean = np.clip((seen + taken + given_back)[:, :, inner], *self.limits)
+            given_back = self._shared(seen + taken, -taken)
+            clean = np.clip((seen + taken + given_back)[:, :, inner], *self.options.limits)
             self.kept[:, :, self.done : self.done + _RUN] = clean - seen[:, :, inner]
             self.done += _RUN
+
+    def _shared(self, clean: np.ndarray, taken: np.ndarray) -> np.ndarray:
+        magnitudes = self.options.limits[0] >= 0  # nothing else here is never negative
+        residual, left = torch.from_numpy(np.ascontiguousarray(taken)), torch.from_numpy(np.ascontiguousarray(clean))
+        return repeated(residual, left, self.level, self.options.alike, magnitudes).numpy()

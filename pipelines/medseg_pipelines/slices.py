@@ -36,6 +36,11 @@ class SliceOptions(Protocol):
         ...
 
     @property
+    def alike(self) -> float:
+        """Noise levels within which voxels of the result look alike; 0: no structure is given back."""
+        ...
+
+    @property
     def source(self) -> tuple[float, float] | None:
         """Grey values that become 0 and 1; None: 0 and the percentile."""
         ...
@@ -63,6 +68,7 @@ class PlainSlices:
     context: int
     noise_map: bool
     guide: bool
+    alike: float
     source: tuple[float, float] | None
     percentile: float
     limits: tuple[float, float]

@@ -33,6 +33,7 @@ class WholeVolume(nn.Module):
         self.tile, self.clusters, self.side = tile, clusters, side
         self.bins, self.steps = _BINS, _STEPS  # a compiled method sees nothing of its module
         self.context, self.noise_map, self.guide = options.context, options.noise_map, options.guide
+        self.alike = options.alike
         self.share = options.percentile / 100
         self.low, self.high = options.source if options.source is not None else (0.0, 0.0)
         self.least, self.most = options.limits
@@ -54,13 +55,13 @@ class WholeVolume(nn.Module):
                 high = max(float(volume.max()), 1e-6)
         seen = ((volume - low) / (high - low)).clamp(self.least, self.most)
         regions = self.regions(seen)
-        level = tissue_noise(seen) if self.guide else 0.0
+        level = tissue_noise(seen) if self.guide else detail_level(seen)
         guide = non_local_means(seen, level) if self.guide else seen
         found = torch.zeros_like(volume)
         for number in range(volume.shape[2]):
             found[:, :, number] = self.slice_residual(seen, guide, regions, number)
-        if self.guide:
-            given_back = repeated(-found, seen + found, level)
+        if self.alike > 0:
+            given_back = repeated(-found, seen + found, level, self.alike, self.least >= 0)
             found = (seen + found + given_back).clamp(self.least, self.most) - seen
         return volume + found * (high - low)
 
@@ -89,9 +90,7 @@ class WholeVolume(nn.Module):
         if self.guide:
             channels.append(guide[:, :, number][None])
         if self.noise_map:
-            across = middle[:-2] - 2 * middle[1:-1] + middle[2:]
-            detail = (across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]) / 6
-            channels.append((detail.abs().median() / 0.6745).expand_as(middle)[None])
+            channels.append(torch.full_like(middle, detail_level(middle))[None])
         channels.append(regions[:, :, number].float()[None])
         whole = torch.cat(channels)[None]
         width, height = middle.shape[0], middle.shape[1]
@@ -104,6 +103,13 @@ class WholeVolume(nn.Module):
                 total[x : x + self.side, y : y + self.side] += found * self.weight
                 weights[x : x + self.side, y : y + self.side] += self.weight
         return (total / weights)[:width, :height].clamp(self.least, self.most) - middle
+
+
+def detail_level(seen: Tensor) -> float:
+    """The noise level of (X, Y) or (X, Y, S), as `medseg.noise.noise_level` finds it where nothing was padded."""
+    across = seen[:-2] - 2 * seen[1:-1] + seen[2:]
+    detail = (across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]) / 6
+    return float(detail.abs().median()) / 0.6745
 
 
 def ramp(side: int) -> Tensor:
