@@ -108,7 +108,8 @@ def create_support_set(
     require_count(len(images))
     if len(images) != len(labels):
         raise UsageError(f"every image needs one label: got {len(images)} images and {len(labels)} labels")
-    pairs = [_pair(image, label, n) for n, (image, label) in enumerate(zip(images, labels, strict=True), start=1)]
+    given = enumerate(zip(images, labels, strict=True), start=1)
+    pairs = [_pair(image, label, number, named=names is not None) for number, (image, label) in given]
     kind: Kind = "pictures" if isinstance(pairs[0].image, Picture) else "volumes"
     known = _same_kind(pairs, modality)
     chosen = _named(pairs, names)
@@ -161,8 +162,8 @@ def modality_of(image: Volume | Picture) -> str | None:
     return CT if looks_like_ct(image) else None
 
 
-def _pair(image: Image, label: Image, number: int) -> _Pair:
-    """One case read, and checked in itself."""
+def _pair(image: Image, label: Image, number: int, *, named: bool) -> _Pair:
+    """One case read, and checked in itself; where structures are named, ids that none can have are background."""
     if isinstance(image, (str, Path)):
         picture = is_picture(Path(image))
         found: Volume | Picture = read_picture(Path(image)) if picture else read(Path(image))
@@ -173,7 +174,10 @@ def _pair(image: Image, label: Image, number: int) -> _Pair:
     if ids.shape != size:
         raise InputRefused(f"label of case {number}: must have the size of its image, {size}, got {ids.shape}")
     if ids.min() < 0 or ids.max() > 255:
-        raise InputRefused(f"label of case {number}: ids must lie from 0 to 255, got {ids.min()} to {ids.max()}")
+        if not named:
+            got = f"{ids.min()} to {ids.max()}; name those that count"
+            raise InputRefused(f"label of case {number}: ids must lie from 0 to 255, got {got}")
+        ids = np.where((ids >= 0) & (ids <= 255), ids, 0)
     if not ids.any():
         raise InputRefused(f"label of case {number}: nothing is outlined; outline a structure, or leave the case out")
     return _Pair(found, ids)

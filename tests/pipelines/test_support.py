@@ -69,6 +69,11 @@ def test_its_hash_follows_content_and_meaning_alone() -> None:
 def test_unnamed_ids_are_background() -> None:
     support = create_support_set("small", *_volumes(), names={2: "small ball"})
     assert set(np.unique(support.cases[0].labels)) == {0, 2}
+    images, labels = _volumes()
+    labels = [one.with_voxels(np.where(one.voxels == 1, np.int16(2035), one.voxels)) for one in labels]
+    assert create_support_set("large-ids", images, labels, names={2: "small ball"}).card.sha256 == support.card.sha256
+    with pytest.raises(InputRefused, match="from 0 to 255, got 0 to 2035; name those that count"):
+        create_support_set("bad", images, labels)
 
 
 def test_the_plane_lies_across_the_coarsest_axis_or_is_axial() -> None:
