@@ -269,11 +269,12 @@ class Site:
     browser: Any
     image: Path
 
-    def page(self) -> Page:
-        """A new visitor."""
-        return Page(
-            self.browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True), self.address
-        )
+    def page(self, address: str | None = None, *, patience: int = 120, beside: bool = False) -> Page:
+        """A new visitor, here or on another server; those before leave, unless `beside`: open pages go on drawing."""
+        for context in [] if beside else self.browser.contexts:
+            context.close()
+        context = self.browser.new_context(viewport={"width": 1280, "height": 720}, accept_downloads=True)
+        return Page(context, address or self.address, patience=patience)
 
 
 @contextmanager

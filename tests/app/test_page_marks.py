@@ -71,7 +71,7 @@ def test_a_support_set_is_made_used_and_its_result_judged(site: Site, tmp_path: 
     page = site.page()
     page.make_set("balls", zip(images, labels, strict=True), "1=large ball, 2=small ball")
     page.until("document.querySelector('.sheet').naturalWidth > 600")
-    assert site.page().tab.evaluate("fetch('/api/v1/support-sets').then((answer) => answer.json())") == []
+    assert site.page(beside=True).tab.evaluate("fetch('/api/v1/support-sets').then((answer) => answer.json())") == []
     page.bring(images[0])
     page.run("tiny-support")
     page.at("review")
