@@ -79,23 +79,16 @@ def non_local_means(
     """
     if level <= 0:
         return image.clone()
-    return _means(image, image, level, 2.0, patch, reach, strength, block)
+    return _means(image, None, level, 2.0, patch, reach, strength, block)
 
 
-def repeated(
-    residual: Tensor,
-    clean: Tensor,
-    level: float,
-    strength: float = 2.5,
-    magnitudes: bool = True,
-    patch: int = 3,
-    reach: int = 3,
-) -> Tensor:
+def repeated(residual: Tensor, clean: Tensor, level: float, strength: float = 2.5, magnitudes: bool = True) -> Tensor:
     """What voxels that look alike have in common in a residual: structure, for noise differs from voxel to voxel.
 
     Added to the restored image it is twicing (Tukey 1977), with means over voxels alike in the restored image, which
     holds no noise. What magnitudes gain from noise is no structure: so much of it stays as the residual shows. Where
-    neighbours share noise, as in CT, more of them have to be counted as alike.
+    neighbours share noise, as in CT, more of them have to be counted as alike. Cubes of three voxels are compared, and
+    those up to three voxels away.
 
     Args:
         residual: What was taken from an image, (X, Y, Z), float32.
@@ -103,20 +96,18 @@ def repeated(
         level: Standard deviation of the noise in grey values.
         strength: Noise levels over which a weight falls to 1 / e.
         magnitudes: The image is the magnitude of a complex one.
-        patch: Side of the compared cubes, odd.
-        reach: Voxels to each side that are averaged.
 
     Returns:
         Same shape.
     """
     if level <= 0:
         return torch.zeros_like(residual)
-    if not magnitudes:
-        return _means(clean, residual, level, 0.0, patch, reach, strength, 48)
-    gain = magnitude_gain(clean, level)
-    expected = _neighbour_means(gain, reach).clamp(min=1e-6 * level)
-    share = (_neighbour_means(residual, reach) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
-    return _means(clean, residual - share * gain, level, 0.0, patch, reach, strength, 48)
+    if magnitudes:
+        gain = magnitude_gain(clean, level)
+        expected = _neighbour_means(gain, 3).clamp(min=1e-6 * level)
+        share = (_neighbour_means(residual, 3) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
+        residual = residual - share * gain
+    return _means(clean, residual, level, 0.0, 3, 3, strength, 48)
 
 
 def magnitude_gain(clean: Tensor, level: float) -> Tensor:
@@ -136,21 +127,26 @@ def magnitude_gain(clean: Tensor, level: float) -> Tensor:
 
 def _neighbour_means(x: Tensor, reach: int) -> Tensor:
     """Means over cubes of `reach` voxels to each side."""
+    x = _with_mirrored_ends(x, reach)
     for axis in range(3):
-        wide = x.index_select(axis, mirrored(x.shape[axis], reach).to(x.device))
-        x = _line_sums(wide, axis, 2 * reach + 1) / (2 * reach + 1)
+        x = _line_sums(x, axis, 2 * reach + 1) / (2 * reach + 1)
     return x
 
 
 def _means(
-    image: Tensor, values: Tensor, level: float, noise: float, patch: int, reach: int, strength: float, block: int
+    image: Tensor,
+    values: Tensor | None,
+    level: float,
+    noise: float,
+    patch: int,
+    reach: int,
+    strength: float,
+    block: int,
 ) -> Tensor:
-    """Means of `values` over voxels alike in `image`, in which noise makes differences of `noise` squared levels."""
+    """Means of `values`, else of the image, over voxels alike in it, where noise differs by `noise` squared levels."""
     margin = reach + patch // 2
-    wide, wide_values = image, values
-    for axis in range(3):
-        at = mirrored(image.shape[axis], margin).to(image.device)
-        wide, wide_values = wide.index_select(axis, at), wide_values.index_select(axis, at)
+    wide = _with_mirrored_ends(image, margin)
+    wide_values = wide if values is None else _with_mirrored_ends(values, margin)
     out = torch.empty_like(image)
     for x in range(0, image.shape[0], block):
         for y in range(0, image.shape[1], block):
@@ -162,6 +158,13 @@ def _means(
                 found = _block_means(part, part_values, level, noise, patch, reach, strength)
                 out.narrow(0, x, a).narrow(1, y, b).narrow(2, z, c).copy_(found)
     return out
+
+
+def _with_mirrored_ends(x: Tensor, margin: int) -> Tensor:
+    """`margin` voxels more on all six sides."""
+    for axis in range(3):
+        x = x.index_select(axis, mirrored(x.shape[axis], margin).to(x.device))
+    return x
 
 
 def mirrored(size: int, margin: int) -> Tensor:

@@ -111,8 +111,8 @@ class Slices(_Section):
     context: PositiveInt = 1  # slices that the network sees at once, an odd number; it restores the middle one
     noise_map: bool = False  # one more channel: the noise level at every pixel, estimated unless it is given
     guide: bool = False  # one more channel: the volume by non-local means in 3D, which the network then starts from
-    # Noise levels within which voxels of the result look alike: what those have in common in the residual goes back,
-    # since it is no noise; 0: nothing is.
+    # Noise levels within which voxels of the result look alike: what those have in common in the residual is no noise
+    # and is given back; at 0 nothing is.
     alike: float = Field(default=0.0, ge=0)
     source: tuple[float, float] | None = None  # grey values that become 0 and 1; None: 0 and the percentile below
     percentile: float = Field(default=99.5, gt=0, le=100)

@@ -14,7 +14,16 @@ from medseg.guide import MARGIN, repeated, tissue_noise
 from medseg.noise import noise_level
 from medseg.partition import Partitioner, partition
 from medseg.volume import Volume
-from medseg_pipelines.slices import Scaling, SliceOptions, find_guide, network_input, slice_axis, stacked, unstacked
+from medseg_pipelines.slices import (
+    Scaling,
+    SliceOptions,
+    find_guide,
+    holds_magnitudes,
+    network_input,
+    slice_axis,
+    stacked,
+    unstacked,
+)
 
 Restore = Callable[[Tensor, Tensor], Tensor]
 """What the network sees (B, C, X, Y) and region ids (B, X, Y) to restored slices (B, 1, X, Y)."""
@@ -171,6 +180,5 @@ class _Structure:
             self.done += _RUN
 
     def _shared(self, clean: np.ndarray, taken: np.ndarray) -> np.ndarray:
-        magnitudes = self.options.limits[0] >= 0  # nothing else here is never negative
         residual, left = torch.from_numpy(np.ascontiguousarray(taken)), torch.from_numpy(np.ascontiguousarray(clean))
-        return repeated(residual, left, self.level, self.options.alike, magnitudes).numpy()
+        return repeated(residual, left, self.level, self.options.alike, holds_magnitudes(self.options)).numpy()

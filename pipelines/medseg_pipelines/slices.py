@@ -180,6 +180,11 @@ def network_input(
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(channels, axis=1), np.float32))
 
 
+def holds_magnitudes(options: SliceOptions) -> bool:
+    """Whether voxels are magnitudes, as in MR: nothing else that is restored here is never negative."""
+    return options.limits[0] >= 0
+
+
 def channels_of(options: SliceOptions, *, colours: int = 1) -> int:
     """Channels that the network must take."""
     return options.context * colours + int(options.guide) + int(options.noise_map)

@@ -88,6 +88,7 @@ def test_structure_in_a_residual_is_found_and_noise_is_not() -> None:
     dark = add_rician_noise(black, 4.0, torch.Generator().manual_seed(1))
     torch.testing.assert_close(dark.mean(), magnitude_gain(black, 4.0).mean(), rtol=0.02, atol=0)
     assert float(repeated(dark, black, 4.0).mean().abs()) < 0.2, "what noise adds to magnitudes does not come back"
+    assert float(repeated(dark, black, 4.0, magnitudes=False).mean()) == pytest.approx(5.0, abs=0.3), "a mean does"
     assert not repeated(black, black, 4.0).any()
     assert not repeated(noise, clean, 0.0).any()
     torch.testing.assert_close(torch.jit.script(repeated)(noise, clean, 4.0), repeated(noise, clean, 4.0))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from medseg.guide import non_local_means, repeated, tissue_noise
 from medseg_pipelines.bundle.torchscript import recorded
-from medseg_pipelines.slices import PlainSlices, channels_of
+from medseg_pipelines.slices import PlainSlices, channels_of, holds_magnitudes
 
 _BINS = 256
 _STEPS = 20  # of the search for clusters; they hardly move after ten
@@ -33,7 +33,7 @@ class WholeVolume(nn.Module):
         self.tile, self.clusters, self.side = tile, clusters, side
         self.bins, self.steps = _BINS, _STEPS  # a compiled method sees nothing of its module
         self.context, self.noise_map, self.guide = options.context, options.noise_map, options.guide
-        self.alike = options.alike
+        self.alike, self.magnitudes = options.alike, holds_magnitudes(options)
         self.share = options.percentile / 100
         self.low, self.high = options.source if options.source is not None else (0.0, 0.0)
         self.least, self.most = options.limits
@@ -55,13 +55,17 @@ class WholeVolume(nn.Module):
                 high = max(float(volume.max()), 1e-6)
         seen = ((volume - low) / (high - low)).clamp(self.least, self.most)
         regions = self.regions(seen)
-        level = tissue_noise(seen) if self.guide else detail_level(seen)
-        guide = non_local_means(seen, level) if self.guide else seen
+        level, guide = 0.0, seen
+        if self.guide:
+            level = tissue_noise(seen)
+            guide = non_local_means(seen, level)
+        elif self.alike > 0:
+            level = detail_level(seen)
         found = torch.zeros_like(volume)
         for number in range(volume.shape[2]):
             found[:, :, number] = self.slice_residual(seen, guide, regions, number)
         if self.alike > 0:
-            given_back = repeated(-found, seen + found, level, self.alike, self.least >= 0)
+            given_back = repeated(-found, seen + found, level, self.alike, self.magnitudes)
             found = (seen + found + given_back).clamp(self.least, self.most) - seen
         return volume + found * (high - low)
 
