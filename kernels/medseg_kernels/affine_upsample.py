@@ -26,7 +26,7 @@ from medseg_kernels.dispatch import (
     uses_triton,
     wants_gradients,
 )
-from medseg_kernels.row_sums import RowSums
+from medseg_kernels.line_sums import ColumnSums, RowSums
 
 _BLOCK = 256  # pixels of one plane per program
 
@@ -178,25 +178,26 @@ class Enlargement:
     """
 
     def __init__(self, coarse: Sequence[int], fine: Sequence[int], like: Tensor) -> None:
-        self.rows, self.columns = (_neighbours(low, high, like) for low, high in zip(coarse, fine, strict=True))
-        y0, y1, fy = self.rows
-        self._between = RowSums(torch.stack((y0, y1), -1), coarse[0], torch.stack((1 - fy, fy), -1))
+        self._rows, self._columns = (neighbours(low, high, like) for low, high in zip(coarse, fine, strict=True))
+        self._height = coarse[0]
 
     def __call__(self, low: Tensor) -> Tensor:
         """(..., h, w) to (..., H, W); columns first, while there are few rows."""
-        (x0, x1, fx), (y0, y1, fy) = self.columns, self.rows
-        across = [*low.shape[:-1], x0.shape[0]]
-        low = torch.lerp(low.gather(-1, x0.expand(across)), low.gather(-1, x1.expand(across)), fx)
-        if torch.compiler.is_compiling() or wants_gradients(low):
-            return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), fy[:, None])
-        return self._between(low)
+        (rows, row_shares), (columns, column_shares) = self._rows, self._columns
+        if not (torch.compiler.is_compiling() or wants_gradients(low)):
+            return RowSums(rows, self._height, row_shares)(ColumnSums(columns, column_shares)(low))
+        x0, x1 = columns.expand(*low.shape[:-1], *columns.shape).unbind(-1)
+        low = torch.lerp(low.gather(-1, x0), low.gather(-1, x1), column_shares[:, 1])
+        y0, y1 = rows.unbind(1)
+        return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), row_shares[:, 1:])
 
 
-def _neighbours(coarse: int, fine: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Both coarse neighbours of each fine coordinate, and the share of the second."""
+def neighbours(coarse: int, fine: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Both coarse neighbours of each fine coordinate, (fine, 2), and the share of each in it."""
     at, reach = torch.arange(fine, device=like.device) * (coarse - 1), max(fine - 1, 1)
     first = at // reach
-    return first, (first + 1).clamp(max=coarse - 1), ((at - first * reach).double() / reach).to(like.dtype)
+    share = ((at - first * reach).double() / reach).to(like.dtype)
+    return torch.stack((first, (first + 1).clamp(max=coarse - 1)), 1), torch.stack((1 - share, share), 1)
 
 
 @scripted_as(affine_upsample_reference)

@@ -9,16 +9,17 @@ B batch, C channels, h w coarse side, H W fine side, r radius.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg_kernels.affine_upsample import Enlargement
+from medseg_kernels.affine_upsample import Enlargement, neighbours
 from medseg_kernels.dispatch import wants_gradients
+from medseg_kernels.line_sums import ColumnSums, RowSums
 from medseg_kernels.memory import empty_large
-from medseg_kernels.row_sums import RowSums
 
 _CHUNK_PIXELS = 2**16  # coarse pixels, over channels, per turn
 
@@ -42,15 +43,15 @@ def guided_filter_on_cpu(
     """
     fit = _Fit(a, total, radius, eps)
     channels = max(1, _CHUNK_PIXELS // low_y[0, 0].numel())
-    enlarge = Enlargement(low_y.shape[2:], high_x.shape[2:], a)
     parts = zip(*(_parts(each, channels, low_y.shape[1]) for each in (low_x, low_y, high_x)), strict=True)
     if torch.compiler.is_compiling() or wants_gradients(low_x, low_y, high_x, a):
+        enlarge = Enlargement(low_y.shape[2:], high_x.shape[2:], a)
         lines = ((fit.line(x, y), high) for x, y, high in parts)
         return torch.cat([torch.addcmul(enlarge(offset), enlarge(slope), high) for (slope, offset), high in lines], 1)
     out = empty_large((*low_y.shape[:2], *high_x.shape[2:]), a)
-    line_of = _FitInPlace(fit, min(channels, low_y.shape[1]))
+    line_of = _FineFit(fit, min(channels, low_y.shape[1]), high_x.shape[2:])
     for into, (x, y, high) in zip(out.split(channels, 1), parts, strict=True):
-        slope, offset = enlarge(line_of(x, y))
+        slope, offset = line_of(x, y)
         torch.addcmul(offset, slope, high, out=into)
     return out
 
@@ -85,39 +86,58 @@ class _Fit:
     ) -> tuple[Tensor, Tensor]:
         """A and b; numerator and denominator of A are both N times those of the formula."""
         q = s_aax * self.q_share
-        slope = (s_aaxy - q * s_ay) / ((s_aaxx - q * s_ax).abs() + self.floor)
-        return slope, (s_ay - slope * s_ax) / self.s_a
+        spread = torch.addcmul(s_aaxx, q, s_ax, value=-1).abs() + self.floor
+        slope = torch.addcmul(s_aaxy, q, s_ay, value=-1) / spread
+        return slope, torch.addcmul(s_ay, slope, s_ax, value=-1) / self.s_a
 
 
-class _FitInPlace:
-    """The same without gradients, for up to `channels` of them at a time, in maps that are kept from turn to turn."""
+class _FineFit:
+    """The same on the fine grid and without gradients, for some channels at a time, in maps kept from turn to turn.
 
-    def __init__(self, fit: _Fit, channels: int) -> None:
+    Args:
+        fit: Of the windows.
+        channels: The most at a time.
+        fine: H and W.
+    """
+
+    def __init__(self, fit: _Fit, channels: int, fine: Sequence[int]) -> None:
         self.fit, a = fit, fit.a
         samples, _, height, width = a.shape
-        self.inputs, self.lines = a.new_zeros(2, 2, samples, channels, height, width)  # their margins stay 0
-        self.products = a.new_empty(5, samples, channels, height, width)
-        rows = torch.arange(height - 2 * fit.radius)[:, None] + torch.arange(2 * fit.radius + 1)
-        self.window_rows = RowSums(rows, height)
+        self.products = a.new_zeros(5, samples, channels, height, width)  # the margins stay 0
+        self.lines = a.new_zeros(2, samples, channels, height, width)
+        self.a = self._inside(a)
+        rows, row_shares = _windows(height, fit.radius, a)
+        self.window_rows, self.mean_rows = RowSums(rows, height), RowSums(rows, height, row_shares)
+        between_rows, shares = neighbours(rows.shape[0], fine[0], a)
+        self.fine_rows = RowSums(between_rows, rows.shape[0], shares)
+        # Windows of columns and what lies between two of them are one sum.
+        columns, column_shares = _windows(width, fit.radius, a)
+        between, shares = neighbours(columns.shape[0], fine[1], a)
+        column_shares = column_shares[between] * shares[:, :, None]
+        self.fine_columns = ColumnSums(columns[between].flatten(1), column_shares.flatten(1))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Means of A and b over the windows, (2, B, c, h, w)."""
-        inputs, lines, products = (each[:, :, : y.shape[1]] for each in (self.inputs, self.lines, self.products))
-        for kept, given in zip(self._inside(inputs), (x, y), strict=True):
-            kept.copy_(given)
-        ax_ay = torch.mul(inputs, self.fit.a, out=products[:2])
+        """Means of A and b over the windows, enlarged, (2, B, c, H, W)."""
+        lines, products = (each[:, :, : y.shape[1]] for each in (self.lines, self.products))
+        for product, given in zip(self._inside(products), (x, y), strict=False):
+            torch.mul(self.a, given, out=product)
         torch.mul(self.fit.a, products[0], out=products[2])
-        torch.mul(products[0], ax_ay, out=products[3:])
-        for kept, found in zip(self._inside(lines), self.fit.of_sums(*self._box(products)), strict=True):
+        torch.mul(products[0], products[:2], out=products[3:])
+        sums = _run_sum(self.window_rows(products), 2 * self.fit.radius + 1, -1)
+        for kept, found in zip(self._inside(lines), self.fit.of_sums(*sums), strict=True):
             kept.copy_(found)
-        return self._box(lines) * self.fit.share
+        return self.fine_rows(self.fine_columns(self.mean_rows(lines)))
 
     def _inside(self, padded: Tensor) -> Tensor:
         rows, columns = (slice(self.fit.radius, side - self.fit.radius) for side in padded.shape[-2:])
         return padded[..., rows, columns]
 
-    def _box(self, padded: Tensor) -> Tensor:
-        return _run_sum(self.window_rows(padded), 2 * self.fit.radius + 1, -1)
+
+def _windows(padded: int, radius: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Padded lines of each window along one axis, (size, 2 radius + 1), and the share of each in its mean."""
+    lines = torch.arange(padded - 2 * radius)[:, None] + torch.arange(2 * radius + 1)
+    inside = (lines >= radius) & (lines < padded - radius)
+    return lines, (1 / inside.sum(1, keepdim=True)).to(like.dtype).expand(lines.shape)
 
 
 def padded_box_sum(padded: Tensor, radius: int) -> Tensor:
