@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 MARGIN = 5  # voxels around a voxel that `non_local_means` reads, with its defaults; `repeated` reads one less
 
@@ -58,6 +59,28 @@ def tissue_noise(
     return level
 
 
+def flat_noise(image: Tensor, samples: int = 1 << 23) -> float:
+    """The noise level of the flattest places, whether neighbours share their noise, as in CT, or not.
+
+    From the standard deviations within squares of 5 x 5 pixels that are brighter than the mean: a twentieth is lower.
+    Where hardly any such square is free of anatomy, as in slices of coarse pixels, faint anatomy counts as noise.
+
+    Args:
+        image: (X, Y, S), slices along the last axis, at least 5 pixels along both sides.
+        samples: About as many voxels are looked at, in evenly chosen slices.
+
+    Returns:
+        Standard deviation in grey values; 0 for a constant image.
+    """
+    slices = image.permute(2, 0, 1)[:: max(1, image.numel() // samples), None].float()
+    slices = slices - slices.mean()
+    spread = F.avg_pool2d(slices.square(), 5, 1) - F.avg_pool2d(slices, 5, 1).square()
+    inside = F.avg_pool2d((slices > 0).float(), 5, 1) > 0.999
+    found = spread[inside] if bool(inside.any()) else spread.flatten()
+    lowest = float(found.kthvalue(1 + found.shape[0] // 20)[0])
+    return max(0.0, lowest) ** 0.5 / 0.744  # of 25 normal values in a twentieth of all draws
+
+
 def non_local_means(
     image: Tensor, level: float, patch: int = 5, reach: int = 3, strength: float = 0.8, block: int = 48
 ) -> Tensor:
@@ -79,22 +102,30 @@ def non_local_means(
     """
     if level <= 0:
         return image.clone()
-    return _means(image, None, level, 2.0, patch, reach, strength, block)
+    return _means(image, None, patch, reach, (strength * level) ** 2, 2 * level**2, 0.0, block)
 
 
-def repeated(residual: Tensor, clean: Tensor, level: float, strength: float = 2.5, magnitudes: bool = True) -> Tensor:
+def repeated(
+    residual: Tensor,
+    clean: Tensor,
+    level: float,
+    strength: float = 1.5,
+    contrast: float = 0.5,
+    magnitudes: bool = True,
+) -> Tensor:
     """What voxels that look alike have in common in a residual: structure, for noise differs from voxel to voxel.
 
     Added to the restored image it is twicing (Tukey 1977), with means over voxels alike in the restored image, which
-    holds no noise. What magnitudes gain from noise is no structure: so much of it stays as the residual shows. Where
-    neighbours share noise, as in CT, more of them have to be counted as alike. Cubes of three voxels are compared, and
-    those up to three voxels away.
+    holds no noise. On strong edges no two voxels are as alike as in flat tissue: the contrast around them counts too.
+    What magnitudes gain from noise is no structure: so much of it stays as the residual shows. Cubes of three voxels
+    are compared, and those up to three voxels away.
 
     Args:
         residual: What was taken from an image, (X, Y, Z), float32.
         clean: What was left of it, same shape.
         level: Standard deviation of the noise in grey values.
-        strength: Noise levels over which a weight falls to 1 / e.
+        strength: Noise levels over which a weight falls to 1 / e in flat tissue; more where neighbours share noise.
+        contrast: Share of the standard deviation within a cube that is added to that, as squares.
         magnitudes: The image is the magnitude of a complex one.
 
     Returns:
@@ -107,7 +138,7 @@ def repeated(residual: Tensor, clean: Tensor, level: float, strength: float = 2.
         expected = _neighbour_means(gain, 3).clamp(min=1e-6 * level)
         share = (_neighbour_means(residual, 3) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
         residual = residual - share * gain
-    return _means(clean, residual, level, 0.0, 3, 3, strength, 48)
+    return _means(clean, residual, 3, 3, (strength * level) ** 2, 0.0, contrast**2, 48)
 
 
 def magnitude_gain(clean: Tensor, level: float) -> Tensor:
@@ -136,14 +167,14 @@ def _neighbour_means(x: Tensor, reach: int) -> Tensor:
 def _means(
     image: Tensor,
     values: Tensor | None,
-    level: float,
-    noise: float,
     patch: int,
     reach: int,
-    strength: float,
+    scale: float,
+    noise: float,
+    contrast: float,
     block: int,
 ) -> Tensor:
-    """Means of `values`, else of the image, over voxels alike in it, where noise differs by `noise` squared levels."""
+    """Means of `values`, else of the image, over voxels alike in it; see `_weights`."""
     margin = reach + patch // 2
     wide = _with_mirrored_ends(image, margin)
     wide_values = wide if values is None else _with_mirrored_ends(values, margin)
@@ -155,7 +186,7 @@ def _means(
                 sides = [a + 2 * margin, b + 2 * margin, c + 2 * margin]
                 part = _cut(wide, [x, y, z], sides).contiguous()
                 part_values = _cut(wide_values, [x, y, z], sides)
-                found = _block_means(part, part_values, level, noise, patch, reach, strength)
+                found = _block_means(part, part_values, patch, reach, scale, noise, contrast)
                 out.narrow(0, x, a).narrow(1, y, b).narrow(2, z, c).copy_(found)
     return out
 
@@ -174,9 +205,12 @@ def mirrored(size: int, margin: int) -> Tensor:
 
 
 def _block_means(
-    wide: Tensor, values: Tensor, level: float, noise: float, patch: int, reach: int, strength: float
+    wide: Tensor, values: Tensor, patch: int, reach: int, scale: float, noise: float, contrast: float
 ) -> Tensor:
     """Means of the inner voxels of a block; each pair of voxels is compared once and counts for both."""
+    spread: Tensor | None = None
+    if contrast > 0:
+        spread = contrast * _patch_variance(wide, patch)
     margin = reach + patch // 2
     size = [side - 2 * margin for side in wide.shape]
     total = _cut(values, [margin, margin, margin], size).clone()
@@ -188,7 +222,7 @@ def _block_means(
                     step = [i, j, k]
                     first = [margin - max(0, s) for s in step]
                     both = [size[a] + abs(step[a]) for a in range(3)]
-                    weight = _weights(wide, first, both, step, level, noise, patch, strength)
+                    weight = _weights(wide, spread, first, both, step, patch, scale, noise)
                     ahead = _cut(weight, [max(0, s) for s in step], size)
                     total.addcmul_(ahead, _cut(values, [margin + s for s in step], size))
                     weights.add_(ahead)
@@ -198,26 +232,38 @@ def _block_means(
     return total.div_(weights)
 
 
+def _patch_variance(x: Tensor, patch: int) -> Tensor:
+    """Variance within the cube around each voxel, (X - patch + 1, Y - patch + 1, Z - patch + 1)."""
+    mean, square = x, x.square()
+    for axis in range(3):
+        mean, square = _line_sums(mean, axis, patch) / patch, _line_sums(square, axis, patch) / patch
+    return (square - mean.square()).clamp_(min=0.0)
+
+
 def _weights(
     wide: Tensor,
+    spread: Tensor | None,
     first: list[int],
     size: list[int],
     step: list[int],
-    level: float,
-    noise: float,
     patch: int,
-    strength: float,
+    scale: float,
+    noise: float,
 ) -> Tensor:
-    """How much voxels from `first` on and those `step` further on look alike, from 0 to 1."""
+    """How much voxels from `first` on and those `step` further on look alike, from 0 to 1.
+
+    Mean squared difference of their cubes less what `noise` makes of it, over `scale` plus the mean `spread` of both.
+    """
     half = patch // 2
     first, sides = [f - half for f in first], [n + 2 * half for n in size]
     other = [first[a] + step[a] for a in range(3)]
     apart = (_cut(wide, first, sides) - _cut(wide, other, sides)).square_()
     for axis in range(3):
         apart = _line_sums(apart, axis, patch)
-    scale = (strength * level) ** 2
-    weight = apart.mul_(-1 / (scale * patch**3)).add_(noise * level**2 / scale).clamp_(max=0.0).exp_()
-    return torch.threshold_(weight, 0.0067379, 0.0)  # exp(-5)
+    apart = apart.mul_(-1 / (scale * patch**3)).add_(noise / scale).clamp_(max=0.0)
+    if spread is not None:
+        apart.div_((_cut(spread, first, size) + _cut(spread, other, size)).mul_(0.5 / scale).add_(1.0))
+    return torch.threshold_(apart.exp_(), 0.0067379, 0.0)  # exp(-5)
 
 
 def _line_sums(x: Tensor, axis: int, length: int) -> Tensor:

@@ -22,7 +22,7 @@ from medseg_pipelines.regions import name_of, partitioner
 from medseg_pipelines.restored import Quality, RestoredResult
 from medseg_pipelines.results import Result
 from medseg_pipelines.slice_restoration import SliceStack, find_residual
-from medseg_pipelines.slices import restored_slice, slice_axis, stacked, unstacked
+from medseg_pipelines.slices import holds_magnitudes, restored_slice, slice_axis, stacked, unstacked
 
 
 class Restoration(Pipeline[RestorationRecipe]):
@@ -80,7 +80,8 @@ class Restoration(Pipeline[RestorationRecipe]):
         report: Reporter,
     ) -> Result:
         axis = slice_axis(case.volume)
-        quality = Quality.of(stacked(case.volume.voxels, axis), stacked(restored.voxels, axis))
+        magnitudes = holds_magnitudes(self.recipe.slices)
+        quality = Quality.of(stacked(case.volume.voxels, axis), stacked(restored.voxels, axis), magnitudes=magnitudes)
         warnings += quality.doubts(self.recipe.unit)
         asked = options.regions is not None or options.partition is not None  # a replay reads them from the result
         told: dict[str, Any] = {"force_scope": options.force_scope, "noise": options.noise}

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from medseg import io
-from medseg.noise import noise_level
+from medseg.guide import flat_noise, tissue_noise
 from medseg.volume import Volume
 from medseg_pipelines.planes import crosshair, three_planes
 from medseg_pipelines.recipe import RestorationRecipe
@@ -43,15 +44,16 @@ class Quality:
     similarity: float
 
     @classmethod
-    def of(cls, before: np.ndarray, after: np.ndarray) -> Quality:
-        """Compare two stacks of slices, (X, Y, S)."""
+    def of(cls, before: np.ndarray, after: np.ndarray, *, magnitudes: bool = False) -> Quality:
+        """Compare two stacks of slices, (X, Y, S); neighbours share their noise but for `magnitudes`, as in MR."""
         residual = after - before.astype(np.float32)
-        level = noise_level(before.astype(np.float32))
+        level_of = tissue_noise if magnitudes else flat_noise
+        level = level_of(torch.from_numpy(before.astype(np.float32)))
         inside = after > after.mean()
         large = float(np.mean(np.abs(residual) > _LARGE * level)) if level > 0 else 0.0
         return cls(
             noise_before=level,
-            noise_after=noise_level(after),
+            noise_after=level_of(torch.from_numpy(after)),
             mean_change=float(residual.mean(dtype=np.float64)),
             largest_change=float(np.abs(residual).max()),
             large_changes=large,

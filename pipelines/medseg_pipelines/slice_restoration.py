@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import InputRefused
-from medseg.guide import MARGIN, repeated, tissue_noise
-from medseg.noise import noise_level
+from medseg.guide import MARGIN, flat_noise, repeated, tissue_noise
 from medseg.partition import Partitioner, partition
 from medseg.volume import Volume
 from medseg_pipelines.slices import (
@@ -120,7 +119,8 @@ def find_residual(
     structure = None
     if options.alike and len(chosen) == stack.count:  # a few slices lack their neighbours
         known = guides.level if guides else level
-        structure = _Structure(stack.voxels, residual, options, noise_level(stack.voxels) if known is None else known)
+        known = flat_noise(torch.from_numpy(stack.voxels)) if known is None else known
+        structure = _Structure(stack.voxels, residual, options, known)
     for start in range(0, len(chosen), options.batch):
         part = chosen[start : start + options.batch]
         place = slice(start, start + len(part))
@@ -181,4 +181,5 @@ class _Structure:
 
     def _shared(self, clean: np.ndarray, taken: np.ndarray) -> np.ndarray:
         residual, left = torch.from_numpy(np.ascontiguousarray(taken)), torch.from_numpy(np.ascontiguousarray(clean))
-        return repeated(residual, left, self.level, self.options.alike, holds_magnitudes(self.options)).numpy()
+        magnitudes = holds_magnitudes(self.options)
+        return repeated(residual, left, self.level, self.options.alike, magnitudes=magnitudes).numpy()

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medseg.degradation import add_rician_noise
-from medseg.guide import MARGIN, magnitude_gain, mirrored, non_local_means, repeated, tissue_noise
+from medseg.guide import MARGIN, flat_noise, magnitude_gain, mirrored, non_local_means, repeated, tissue_noise
 
 
 def _halves(shape: tuple[int, int, int] = (22, 20, 18)) -> torch.Tensor:
@@ -71,9 +72,21 @@ def test_level_is_that_of_the_tissue_and_not_of_the_air(level: float) -> None:
     assert tissue_noise(torch.zeros(8, 8, 8)) == 0.0
 
 
-def test_both_compile_to_the_same() -> None:
+@pytest.mark.parametrize("shared", [0.0, 0.7])
+def test_flat_places_tell_the_noise_that_neighbours_share(shared: float) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(64, 60, 6)), (shared, shared, 0))
+    clean = np.zeros((64, 60, 6))
+    clean[8:56, 8:52] = 100 + 40 * (np.arange(48) // 12 % 2)[:, None, None]
+    image = torch.from_numpy(clean + 6 * noise / noise.std()).float()
+    assert flat_noise(image) == pytest.approx(6.0, rel=0.05 if shared == 0 else 0.2), "differences would tell 1.6"
+    assert flat_noise(image, samples=1000) == pytest.approx(flat_noise(image), rel=0.1)
+    assert flat_noise(torch.full((8, 8, 1), 3.0)) == 0.0
+
+
+def test_all_compile_to_the_same() -> None:
     image = _noisy(6.0)[:12, :12, :10].contiguous()
-    assert torch.jit.script(tissue_noise)(image) == tissue_noise(image)
+    for level_of in (tissue_noise, flat_noise):
+        assert torch.jit.script(level_of)(image) == level_of(image)
     torch.testing.assert_close(torch.jit.script(non_local_means)(image, 6.0), non_local_means(image, 6.0))
 
 
@@ -84,6 +97,10 @@ def test_structure_in_a_residual_is_found_and_noise_is_not() -> None:
     found = repeated(edge + noise, clean - edge, 4.0)
     assert float((found - edge)[8:14].std()) < 0.25 * 4, "noise stays in the residual"
     assert float(found[10:12].mean((1, 2)).sub(edge[10:12, 0, 0]).abs().max()) < 0.5, "the edge does not"
+    steep = clean.clone()
+    steep += 60 * torch.arange(22)[:, None, None] + 25 * torch.arange(20)[None, :, None] ** 1.5
+    alone, together = (float(repeated(noise, steep, 4.0, contrast=share).std()) for share in (0.0, 0.5))
+    assert together < 0.25 * 4 < 0.35 * 4 < alone, "of steep edges too, where hardly two voxels look alike"
     black = torch.zeros_like(clean)
     dark = add_rician_noise(black, 4.0, torch.Generator().manual_seed(1))
     torch.testing.assert_close(dark.mean(), magnitude_gain(black, 4.0).mean(), rtol=0.02, atol=0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.guide import non_local_means, repeated, tissue_noise
+from medseg.guide import flat_noise, non_local_means, repeated, tissue_noise
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.slices import PlainSlices, channels_of, holds_magnitudes
 
@@ -60,12 +60,12 @@ class WholeVolume(nn.Module):
             level = tissue_noise(seen)
             guide = non_local_means(seen, level)
         elif self.alike > 0:
-            level = detail_level(seen)
+            level = flat_noise(seen)
         found = torch.zeros_like(volume)
         for number in range(volume.shape[2]):
             found[:, :, number] = self.slice_residual(seen, guide, regions, number)
         if self.alike > 0:
-            given_back = repeated(-found, seen + found, level, self.alike, self.magnitudes)
+            given_back = repeated(-found, seen + found, level, self.alike, magnitudes=self.magnitudes)
             found = (seen + found + given_back).clamp(self.least, self.most) - seen
         return volume + found * (high - low)
 
@@ -110,7 +110,7 @@ class WholeVolume(nn.Module):
 
 
 def detail_level(seen: Tensor) -> float:
-    """The noise level of (X, Y) or (X, Y, S), as `medseg.noise.noise_level` finds it where nothing was padded."""
+    """The noise level of (X, Y), as `medseg.noise.noise_level` finds it where nothing was padded."""
     across = seen[:-2] - 2 * seen[1:-1] + seen[2:]
     detail = (across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]) / 6
     return float(detail.abs().median()) / 0.6745
