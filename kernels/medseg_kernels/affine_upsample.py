@@ -24,9 +24,7 @@ from medseg_kernels.dispatch import (
     tl,
     triton,
     uses_triton,
-    wants_gradients,
 )
-from medseg_kernels.line_sums import ColumnSums, RowSums
 
 _BLOCK = 256  # pixels of one plane per program
 
@@ -166,30 +164,14 @@ _apply.register_autograd(
 )
 
 
-class Enlargement:
-    """Bilinear enlargement with corners aligned, prepared once for many maps of one size.
-
-    `interpolate` rounds its coordinates to float32, which shows on wide maps.
-
-    Args:
-        coarse: h and w.
-        fine: H and W.
-        like: Gives dtype and device.
-    """
-
-    def __init__(self, coarse: Sequence[int], fine: Sequence[int], like: Tensor) -> None:
-        self._rows, self._columns = (neighbours(low, high, like) for low, high in zip(coarse, fine, strict=True))
-        self._height = coarse[0]
-
-    def __call__(self, low: Tensor) -> Tensor:
-        """(..., h, w) to (..., H, W); columns first, while there are few rows."""
-        (rows, row_shares), (columns, column_shares) = self._rows, self._columns
-        if not (torch.compiler.is_compiling() or wants_gradients(low)):
-            return RowSums(rows, self._height, row_shares)(ColumnSums(columns, column_shares)(low))
-        x0, x1 = columns.expand(*low.shape[:-1], *columns.shape).unbind(-1)
-        low = torch.lerp(low.gather(-1, x0), low.gather(-1, x1), column_shares[:, 1])
-        y0, y1 = rows.unbind(1)
-        return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), row_shares[:, 1:])
+def _enlarged(low: Tensor, size: Sequence[int]) -> Tensor:
+    """(..., h, w) to (..., H, W); columns first, while there are few rows. `interpolate` rounds its coordinates."""
+    columns, shares = neighbours(low.shape[-1], size[1], low)
+    x0, x1 = columns.expand(*low.shape[:-1], *columns.shape).unbind(-1)
+    low = torch.lerp(low.gather(-1, x0), low.gather(-1, x1), shares[:, 1])
+    rows, shares = neighbours(low.shape[-2], size[0], low)
+    y0, y1 = rows.unbind(1)
+    return torch.lerp(low.index_select(-2, y0), low.index_select(-2, y1), shares[:, 1:])
 
 
 def neighbours(coarse: int, fine: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,5 +197,5 @@ def affine_upsample(line: Tensor, x: Tensor) -> Tensor:
         return affine_upsample_reference(line, x)
     if uses_triton(line, x):
         return _apply(line, x)
-    slope, offset = Enlargement(line.shape[3:], x.shape[2:], line)(line).unbind()
+    slope, offset = _enlarged(line, x.shape[2:]).unbind()
     return torch.addcmul(offset, slope, x.to(line.dtype)).to(x.dtype)

@@ -24,13 +24,14 @@ from torch.nn import functional as F
 
 from medseg_kernels.affine_upsample import affine_upsample, affine_upsample_reference
 from medseg_kernels.dispatch import is_recorded, kernel_types, launch_options, scripted_as, triton, uses_triton
-from medseg_kernels.guided_filter_cpu import guided_filter_on_cpu, padded_box_sum
+from medseg_kernels.guided_filter_cpu import guided_filter_on_cpu
 from medseg_kernels.guided_filter_kernels import (
     box_kernel,
     coefficients_kernel,
     coefficients_to_sums_kernel,
     sums_to_inputs_kernel,
 )
+from medseg_kernels.line_sums import run_sum
 
 _BLOCK = 256  # pixels of one plane per program
 
@@ -173,7 +174,8 @@ def _choose_box_sum(x: Tensor, radius: int) -> Tensor:
     if uses_triton(x):
         return _box_filter(x, radius, 0)
     wide = x if x.dtype == torch.float64 else x.float()
-    return padded_box_sum(F.pad(wide, [radius] * 4), radius).to(x.dtype)
+    rows = run_sum(F.pad(wide, [radius] * 4), 2 * radius + 1, 2)
+    return run_sum(rows, 2 * radius + 1, 3).to(x.dtype)
 
 
 @scripted_as(guided_filter_reference)
@@ -213,15 +215,20 @@ def guided_filter(
 def _choose(
     low_x: Tensor, low_y: Tensor, high_x: Tensor, attention: Tensor, radius: int, eps: float, batch_coupled: bool
 ) -> Tensor:
-    """The kernels where they can run, else the CPU path."""
+    """The kernels where they can run, else the CPU path, else the formulas."""
     wide = torch.float64 if low_y.dtype == torch.float64 else torch.float32
     a = _weight(attention.to(wide))
     total = a.double().sum([1, 2, 3])  # a float32 sum over a large map would lose digits that q needs
     total = (total.sum().expand(total.shape) if batch_coupled else total).to(wide)
     if uses_triton(low_x, low_y, high_x, attention):
         return affine_upsample(_box_filter(_line(low_x, low_y, a, total, radius, eps), radius, 1), high_x)
-    low_x, low_y, fine = low_x.to(wide), low_y.to(wide), high_x.to(wide)
-    return guided_filter_on_cpu(low_x, low_y, fine, a, total[:, None, None, None], radius, eps).to(high_x.dtype)
+    x, y, fine = low_x.to(wide), low_y.to(wide), high_x.to(wide)
+    if y.device.type != "cpu":  # a GPU without triton, or float64 on one
+        out = guided_filter_reference(x, y, fine, attention.to(wide), radius, eps, batch_coupled)
+    else:
+        fine = fine.expand(-1, y.shape[1], -1, -1)
+        out = guided_filter_on_cpu(x.expand_as(y), y, fine, a, total[:, None, None, None], radius, eps)
+    return out.to(high_x.dtype)
 
 
 def _check(low_x: Tensor, low_y: Tensor, high_x: Tensor, attention: Tensor, radius: int) -> None:

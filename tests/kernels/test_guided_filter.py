@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from torch import Tensor
 from medseg_kernels.affine_upsample import affine_upsample, affine_upsample_reference
 from medseg_kernels.compare import assert_matches_reference
 from medseg_kernels.guided_filter import box_sum, box_sum_reference, guided_filter, guided_filter_reference
+from tests.kernels.registered import check_backward_op
 
-# batch, channels, coarse sides, fine sides: smallest sides, odd ratios, shrinking, many chunks
-SHAPES = [(1, 1, 6, 6, 12, 12), (2, 3, 7, 13, 15, 30), (1, 2, 17, 18, 9, 40), (1, 5, 190, 180, 40, 60)]
+# batch, channels, coarse sides, fine sides: smallest, odd ratios, one fine row, chunks of 2 channels and of 1
+SIDES = [(6, 6, 12, 12), (17, 18, 9, 40), (6, 7, 1, 9)]
+SHAPES = [*((1, 2, *sides) for sides in SIDES), (2, 3, 7, 13, 15, 30), (2, 3, 130, 120, 40, 60)]
 
 
 def maps(shape: tuple[int, ...], generator: torch.Generator, guide: int | None = None) -> list[Tensor]:
@@ -26,6 +29,11 @@ def maps(shape: tuple[int, ...], generator: torch.Generator, guide: int | None =
 def test_equals_reference(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> None:
     inputs = [x.to(dtype) for x in maps(shape, generator)]
     assert_matches_reference(guided_filter, guided_filter_reference, inputs)
+
+
+def test_float64_keeps_its_digits(generator: torch.Generator) -> None:
+    inputs = [x.double() for x in maps((2, 3, 7, 13, 15, 30), generator)]
+    torch.testing.assert_close(guided_filter(*inputs), guided_filter_reference(*inputs), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("coupled", [False, True])
@@ -60,10 +68,42 @@ def test_no_attention_anywhere_stays_finite(generator: torch.Generator) -> None:
     assert guided_filter(x, y, high, torch.zeros_like(attention)).isfinite().all()
 
 
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("guide", [1, 2])
 @pytest.mark.parametrize("op", [guided_filter, guided_filter_reference])
-def test_gradcheck(op: Any, generator: torch.Generator) -> None:
-    inputs = [x.double().requires_grad_() for x in maps((2, 1, 4, 4, 5, 6), generator)]
-    assert torch.autograd.gradcheck(lambda *maps: op(*maps, radius=1), inputs)
+def test_gradcheck(op: Any, guide: int, coupled: bool, generator: torch.Generator) -> None:
+    inputs = [x.double().requires_grad_() for x in maps((2, 2, 4, 5, 7, 6), generator, guide)]
+    options = {"radius": 1, "batch_coupled": coupled}
+    assert torch.autograd.gradcheck(lambda *maps: op(*maps, **options), inputs, fast_mode=True)
+
+
+def gradients(op: Any, inputs: list[Tensor], wanted: Sequence[int] = range(4)) -> list[Tensor]:
+    leaves = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(inputs)]
+    return list(torch.autograd.grad(op(*leaves).square().sum(), [leaves[i] for i in wanted]))
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_one_gradient_alone_is_what_it_is_among_others(which: int, generator: torch.Generator) -> None:
+    inputs = maps((2, 3, 7, 9, 15, 17), generator)
+    (alone,) = gradients(guided_filter, inputs, [which])
+    torch.testing.assert_close(alone, gradients(guided_filter, inputs)[which], rtol=0, atol=0)
+
+
+def test_gradients_under_a_compiler_and_under_autocast(generator: torch.Generator) -> None:
+    inputs = maps((2, 3, 7, 9, 15, 17), generator)
+    want = gradients(guided_filter, inputs)
+    compiled = torch.compile(guided_filter, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(gradients(compiled, inputs), want)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(gradients(guided_filter, inputs), want, rtol=0, atol=0)
+
+
+def test_the_registered_ops_are_sound(generator: torch.Generator) -> None:
+    x, y, high, a = (each.requires_grad_() for each in maps((2, 3, 6, 7, 9, 8), generator))
+    given = (x, y, high, a, a.detach().sum([1, 2, 3], keepdim=True).requires_grad_())
+    torch.library.opcheck(torch.ops.medseg.guided_filter_on_cpu.default, (*given, 2, 1e-2))
+    arguments = (torch.rand_like(high), *(each.detach() for each in given), 2, 1e-2, [True, False, True, False, True])
+    check_backward_op(torch.ops.medseg.guided_filter_on_cpu_backward.default, arguments)
 
 
 @pytest.mark.parametrize(
