@@ -1,5 +1,5 @@
-"""Non-local means: a noisy magnitude image cleaned without a network, for networks to start from, and what a network
-took that is no noise.
+"""Noise levels; non-local means, a noisy image cleaned without a network, for networks to start from; and what a
+network took that is no noise.
 
 PyTorch alone and within what TorchScript compiles, so that it also travels in bundles and runs where the network does.
 """
@@ -138,7 +138,7 @@ def repeated(
         expected = _neighbour_means(gain, 3).clamp(min=1e-6 * level)
         share = (_neighbour_means(residual, 3) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
         residual = residual - share * gain
-    return _means(clean, residual, 3, 3, (strength * level) ** 2, 0.0, contrast**2, 48)
+    return _means(clean, residual, 3, 3, (strength * level) ** 2, 0.0, contrast, 48)
 
 
 def magnitude_gain(clean: Tensor, level: float) -> Tensor:
@@ -210,7 +210,7 @@ def _block_means(
     """Means of the inner voxels of a block; each pair of voxels is compared once and counts for both."""
     spread: Tensor | None = None
     if contrast > 0:
-        spread = contrast * _patch_variance(wide, patch)
+        spread = contrast**2 * _patch_variance(wide, patch)
     margin = reach + patch // 2
     size = [side - 2 * margin for side in wide.shape]
     total = _cut(values, [margin, margin, margin], size).clone()
