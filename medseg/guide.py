@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MARGIN = 5  # voxels around a voxel that `non_local_means` reads, with its defaults; `repeated` reads one less
+from medseg.neighbours import line_sums, near, neighbour_means, with_mirrored_ends
+
+MARGIN = 5  # voxels around a voxel that `non_local_means` reads, with its defaults
+REPEATED_MARGIN = 9  # that `repeated` reads: alike voxels, around those the share of a gain, around that what is blank
 
 
 def tissue_noise(
@@ -112,6 +115,7 @@ def repeated(
     strength: float = 1.5,
     contrast: float = 0.5,
     magnitudes: bool = True,
+    blank: Tensor | None = None,
 ) -> Tensor:
     """What voxels that look alike have in common in a residual: structure, for noise differs from voxel to voxel.
 
@@ -127,6 +131,7 @@ def repeated(
         strength: Noise levels over which a weight falls to 1 / e in flat tissue; more where neighbours share noise.
         contrast: Share of the standard deviation within a cube that is added to that, as squares.
         magnitudes: The image is the magnitude of a complex one.
+        blank: Where there is no image, from `medseg.blank`; what dark voxels beside it gained cannot be told.
 
     Returns:
         Same shape.
@@ -135,8 +140,10 @@ def repeated(
         return torch.zeros_like(residual)
     if magnitudes:
         gain = magnitude_gain(clean, level)
-        expected = _neighbour_means(gain, 3).clamp(min=1e-6 * level)
-        share = (_neighbour_means(residual, 3) / expected).clamp(0.0, 1.0)  # 0 in air that was painted black
+        if blank is not None:
+            gain = torch.where(near(blank, 3), 0.0, gain)
+        expected = neighbour_means(gain, 3).clamp(min=1e-6 * level)
+        share = (neighbour_means(residual, 3) / expected).clamp(0.0, 1.0)
         residual = residual - share * gain
     return _means(clean, residual, 3, 3, (strength * level) ** 2, 0.0, contrast, 48)
 
@@ -156,14 +163,6 @@ def magnitude_gain(clean: Tensor, level: float) -> Tensor:
     return level * (math.pi / 2) ** 0.5 * mean - clean.abs()
 
 
-def _neighbour_means(x: Tensor, reach: int) -> Tensor:
-    """Means over cubes of `reach` voxels to each side."""
-    x = _with_mirrored_ends(x, reach)
-    for axis in range(3):
-        x = _line_sums(x, axis, 2 * reach + 1) / (2 * reach + 1)
-    return x
-
-
 def _means(
     image: Tensor,
     values: Tensor | None,
@@ -176,8 +175,8 @@ def _means(
 ) -> Tensor:
     """Means of `values`, else of the image, over voxels alike in it; see `_weights`."""
     margin = reach + patch // 2
-    wide = _with_mirrored_ends(image, margin)
-    wide_values = wide if values is None else _with_mirrored_ends(values, margin)
+    wide = with_mirrored_ends(image, margin)
+    wide_values = wide if values is None else with_mirrored_ends(values, margin)
     out = torch.empty_like(image)
     for x in range(0, image.shape[0], block):
         for y in range(0, image.shape[1], block):
@@ -189,19 +188,6 @@ def _means(
                 found = _block_means(part, part_values, patch, reach, scale, noise, contrast)
                 out.narrow(0, x, a).narrow(1, y, b).narrow(2, z, c).copy_(found)
     return out
-
-
-def _with_mirrored_ends(x: Tensor, margin: int) -> Tensor:
-    """`margin` voxels more on all six sides."""
-    for axis in range(3):
-        x = x.index_select(axis, mirrored(x.shape[axis], margin).to(x.device))
-    return x
-
-
-def mirrored(size: int, margin: int) -> Tensor:
-    """Indices of a line that goes on as its mirror image at both ends, (size + 2 margin,)."""
-    at = torch.arange(-margin, size + margin) % (2 * size)
-    return torch.where(at < size, at, 2 * size - 1 - at)
 
 
 def _block_means(
@@ -236,7 +222,7 @@ def _patch_variance(x: Tensor, patch: int) -> Tensor:
     """Variance within the cube around each voxel, (X - patch + 1, Y - patch + 1, Z - patch + 1)."""
     mean, square = x, x.square()
     for axis in range(3):
-        mean, square = _line_sums(mean, axis, patch) / patch, _line_sums(square, axis, patch) / patch
+        mean, square = line_sums(mean, axis, patch) / patch, line_sums(square, axis, patch) / patch
     return (square - mean.square()).clamp_(min=0.0)
 
 
@@ -259,20 +245,11 @@ def _weights(
     other = [first[a] + step[a] for a in range(3)]
     apart = (_cut(wide, first, sides) - _cut(wide, other, sides)).square_()
     for axis in range(3):
-        apart = _line_sums(apart, axis, patch)
+        apart = line_sums(apart, axis, patch)
     apart = apart.mul_(-1 / (scale * patch**3)).add_(noise / scale).clamp_(max=0.0)
     if spread is not None:
         apart.div_((_cut(spread, first, size) + _cut(spread, other, size)).mul_(0.5 / scale).add_(1.0))
     return torch.threshold_(apart.exp_(), 0.0067379, 0.0)  # exp(-5)
-
-
-def _line_sums(x: Tensor, axis: int, length: int) -> Tensor:
-    """Sums of `length` neighbours along an axis, at least 2; as many fewer values."""
-    count = x.shape[axis] - length + 1
-    summed = x.narrow(axis, 0, count) + x.narrow(axis, 1, count)
-    for number in range(2, length):
-        summed.add_(x.narrow(axis, number, count))
-    return summed
 
 
 def _cut(block: Tensor, first: list[int], size: list[int]) -> Tensor:

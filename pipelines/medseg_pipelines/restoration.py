@@ -141,7 +141,7 @@ class Restoration(Pipeline[RestorationRecipe]):
 
     def _peak_bytes(self, volume: Volume, axis: int) -> int:
         pixels = volume.voxels.size // volume.shape[axis]
-        copies = 44 if self.recipe.slices.guide else 24  # bytes; the noise level for a guide takes all slices at once
+        copies = 49 if self.recipe.slices.guide else 29  # bytes; the noise level for a guide takes all slices at once
         return self.recipe.slices.batch * pixels * self.recipe.slices.bytes_per_pixel + copies * volume.voxels.size
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from medseg.blank import blank_voxels, carried_on
 from medseg.errors import InputRefused
-from medseg.guide import MARGIN, flat_noise, repeated, tissue_noise
+from medseg.guide import MARGIN, REPEATED_MARGIN, flat_noise, repeated, tissue_noise
+from medseg.noise import noise_map
 from medseg.partition import Partitioner, partition
 from medseg.volume import Volume
 from medseg_pipelines.slices import (
@@ -27,7 +30,7 @@ from medseg_pipelines.slices import (
 Restore = Callable[[Tensor, Tensor], Tensor]
 """What the network sees (B, C, X, Y) and region ids (B, X, Y) to restored slices (B, 1, X, Y)."""
 _SMALLEST = 10  # pixels along both sides of a slice; less holds no block to estimate noise from
-_RUN = 32  # slices whose guide or structure is found at once: each run reads MARGIN more on both sides
+_RUN = 32  # slices that are worked on at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,8 @@ class SliceStack:
         axis: The array axis along which they are stacked.
         scaling: From grey values to units of the network.
         voxels: (X, Y, S), in those units, cut off at the limits.
+        blank: Where there is no image, same shape, bool.
+        seen: The voxels carried on into what is blank.
     """
 
     volume: Volume
@@ -61,6 +66,21 @@ class SliceStack:
                 f"slices must have {_SMALLEST} voxels along both sides, got {stack.shape[:2]}; crop less"
             )
         return cls(volume, axis, scaling, np.clip(scaling.apply(stack), *options.limits))
+
+    @cached_property
+    def blank(self) -> Tensor:
+        """See the attributes."""
+        return blank_voxels(torch.from_numpy(self.voxels))
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """See the attributes; as far as means over neighbours reach."""
+        if not bool(self.blank.any()):
+            return self.voxels
+        seen, voxels = np.empty_like(self.voxels), torch.from_numpy(self.voxels)
+        for run, part, inner in _runs(self.count, MARGIN):
+            seen[:, :, run] = carried_on(voxels[:, :, part], self.blank[:, :, part], MARGIN).numpy()[:, :, inner]
+        return seen
 
     @property
     def count(self) -> int:
@@ -100,6 +120,8 @@ def find_residual(
 ) -> np.ndarray:
     """What the network adds to the slices, batch by batch, less the structure that is found in it.
 
+    Where there is no image nothing is added, and the network sees the image carried on there: its border is no edge.
+
     Args:
         stack: The slices.
         regions: Region ids of the slices to restore, (X, Y, S) or as many as are chosen.
@@ -115,42 +137,45 @@ def find_residual(
     """
     chosen = list(range(stack.count)) if chosen is None else chosen
     residual = np.empty(regions.shape, np.float32)
-    guides = _Guides(stack.voxels, chosen, level) if options.guide else None
+    guides = _Guides(stack, chosen, level) if options.guide else None
     structure = None
     if options.alike and len(chosen) == stack.count:  # a few slices lack their neighbours
         known = guides.level if guides else level
         known = flat_noise(torch.from_numpy(stack.voxels)) if known is None else known
-        structure = _Structure(stack.voxels, residual, options, known)
+        structure = _Structure(stack, residual, options, known)
     for start in range(0, len(chosen), options.batch):
         part = chosen[start : start + options.batch]
         place = slice(start, start + len(part))
         guide = guides.of(part) if guides else None
-        image = network_input(stack.voxels, part, options, level, guide).to(device)
+        noise = noise_map(stack.voxels[:, :, part]) if level is None and options.noise_map else None
+        image = network_input(stack.seen, part, options, level, guide, noise).to(device)
         ids = torch.from_numpy(np.ascontiguousarray(np.moveaxis(regions[:, :, place], 2, 0))).long().to(device)
         with torch.inference_mode():
             restored = restore(image, ids)[:, 0]
         found = np.clip(np.moveaxis(restored.float().cpu().numpy(), 0, 2), *options.limits)
-        residual[:, :, place] = found - stack.voxels[:, :, part]
+        residual[:, :, place] = found - stack.seen[:, :, part]
         if structure:
             structure.follow(place.stop)
         if progress:
             progress(place.stop, len(chosen))
-    return structure.kept if structure else residual
+    kept = structure.kept if structure else residual
+    kept[stack.blank[:, :, chosen].numpy()] = 0
+    return kept
 
 
 class _Guides:
     """The guides of slices that are asked for in order, found many at a time."""
 
-    def __init__(self, voxels: np.ndarray, chosen: list[int], level: float | None) -> None:
-        self.voxels, self.waiting = voxels, list(chosen)
-        self.level = tissue_noise(torch.from_numpy(voxels)) if level is None else level
+    def __init__(self, stack: SliceStack, chosen: list[int], level: float | None) -> None:
+        self.seen, self.waiting = stack.seen, list(chosen)
+        self.level = tissue_noise(torch.from_numpy(stack.voxels)) if level is None else level
         self.found: dict[int, np.ndarray] = {}
 
     def of(self, part: list[int]) -> np.ndarray:
         """(X, Y, part)."""
         while not self.found.keys() >= set(part):
             run, self.waiting = self.waiting[:_RUN], self.waiting[_RUN:]
-            guide = find_guide(self.voxels, run, self.level)
+            guide = find_guide(self.seen, run, self.level)
             self.found |= {number: guide[:, :, place] for place, number in enumerate(run)}
         return np.stack([self.found.pop(number) for number in part], axis=2)
 
@@ -162,24 +187,29 @@ class _Structure:
         kept: The residual that is left, (X, Y, S).
     """
 
-    def __init__(self, voxels: np.ndarray, residual: np.ndarray, options: SliceOptions, level: float) -> None:
-        self.voxels, self.residual, self.options, self.level = voxels, residual, options, level
+    def __init__(self, stack: SliceStack, residual: np.ndarray, options: SliceOptions, level: float) -> None:
+        self.stack, self.residual, self.options, self.level = stack, residual, options, level
         self.kept = np.empty_like(residual)
-        self.done = 0
+        self.waiting = list(_runs(stack.count, REPEATED_MARGIN))
 
     def follow(self, restored: int) -> None:
         """Go on as far as so many restored slices allow."""
-        count = self.voxels.shape[2]
-        while self.done < count and restored >= min(self.done + _RUN + MARGIN, count):
-            first, last = max(0, self.done - MARGIN), min(self.done + _RUN + MARGIN, count)
-            inner = slice(self.done - first, min(self.done + _RUN, count) - first)
-            seen, taken = self.voxels[:, :, first:last], self.residual[:, :, first:last]
-            given_back = self._shared(seen + taken, -taken)
+        while self.waiting and restored >= self.waiting[0][1].stop:
+            run, part, inner = self.waiting.pop(0)
+            seen, taken = self.stack.seen[:, :, part], self.residual[:, :, part]
+            given_back = self._shared(seen + taken, -taken, self.stack.blank[:, :, part])
             clean = np.clip((seen + taken + given_back)[:, :, inner], *self.options.limits)
-            self.kept[:, :, self.done : self.done + _RUN] = clean - seen[:, :, inner]
-            self.done += _RUN
+            self.kept[:, :, run] = clean - seen[:, :, inner]
 
-    def _shared(self, clean: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    def _shared(self, clean: np.ndarray, taken: np.ndarray, blank: Tensor) -> np.ndarray:
         residual, left = torch.from_numpy(np.ascontiguousarray(taken)), torch.from_numpy(np.ascontiguousarray(clean))
         magnitudes = holds_magnitudes(self.options)
-        return repeated(residual, left, self.level, self.options.alike, magnitudes=magnitudes).numpy()
+        alike = self.options.alike
+        return repeated(residual, left, self.level, alike, magnitudes=magnitudes, blank=blank).numpy()
+
+
+def _runs(count: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Runs of slices, each with `margin` more on both sides, and where in that it lies."""
+    for start in range(0, count, _RUN):
+        stop, first = min(start + _RUN, count), max(0, start - margin)
+        yield slice(start, stop), slice(first, min(stop + margin, count)), slice(start - first, stop - first)

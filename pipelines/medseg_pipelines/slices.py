@@ -154,6 +154,7 @@ def network_input(
     options: SliceOptions,
     level: float | None = None,
     guide: np.ndarray | None = None,
+    noise: np.ndarray | None = None,
 ) -> Tensor:
     """What the network sees of some slices: their neighbours, themselves, the guide, and the noise level.
 
@@ -161,8 +162,9 @@ def network_input(
         stack: (X, Y, S), in units of the network, cut off at the recipe's limits.
         chosen: Indices of the slices to restore.
         options: Of the recipe.
-        level: Noise level in units of the network; None to estimate it around every pixel.
+        level: Noise level in units of the network, None to estimate it around every pixel.
         guide: The chosen slices from `find_guide`, which is called where they are needed and not given.
+        noise: The noise level of every pixel of the chosen slices, found here where no level is given.
 
     Returns:
         (B, context + guide + noise map, X, Y); beyond the first and last slice those are repeated.
@@ -175,7 +177,8 @@ def network_input(
         channels.append(np.moveaxis(guide, 2, 0)[:, None])
     if options.noise_map:
         middle = stack[:, :, chosen]
-        noise = noise_map(middle) if level is None else np.full(middle.shape, level, np.float32)
+        if noise is None:
+            noise = noise_map(middle) if level is None else np.full(middle.shape, level, np.float32)
         channels.append(np.moveaxis(noise, 2, 0)[:, None])
     return torch.from_numpy(np.ascontiguousarray(np.concatenate(channels, axis=1), np.float32))
 

@@ -6,7 +6,8 @@ import torch
 from scipy import ndimage
 
 from medseg.degradation import add_rician_noise
-from medseg.guide import MARGIN, flat_noise, magnitude_gain, mirrored, non_local_means, repeated, tissue_noise
+from medseg.guide import MARGIN, flat_noise, magnitude_gain, non_local_means, repeated, tissue_noise
+from medseg.neighbours import mirrored
 
 
 def _halves(shape: tuple[int, int, int] = (22, 20, 18)) -> torch.Tensor:
@@ -106,6 +107,10 @@ def test_structure_in_a_residual_is_found_and_noise_is_not() -> None:
     torch.testing.assert_close(dark.mean(), magnitude_gain(black, 4.0).mean(), rtol=0.02, atol=0)
     assert float(repeated(dark, black, 4.0).mean().abs()) < 0.2, "what noise adds to magnitudes does not come back"
     assert float(repeated(dark, black, 4.0, magnitudes=False).mean()) == pytest.approx(5.0, abs=0.3), "a mean does"
+    blank = torch.zeros_like(black, dtype=torch.bool)
+    blank[:4] = True
+    beside = repeated(dark, black, 4.0, blank=blank)[4]
+    assert 2.5 < float(beside.mean()) < 5.5, "beside what was painted over nobody knows of a gain"
     assert not repeated(black, black, 4.0).any()
     assert not repeated(noise, clean, 0.0).any()
     torch.testing.assert_close(torch.jit.script(repeated)(noise, clean, 4.0), repeated(noise, clean, 4.0))

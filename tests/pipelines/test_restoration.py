@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import medseg
 from medseg.errors import Cancelled, InputRefused, UsageError
@@ -70,7 +72,7 @@ def test_an_untouched_image_comes_back_exactly(tmp_path: Path) -> None:
 
 
 def test_a_network_with_a_guide_starts_from_non_local_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slice_restoration, "_RUN", 5)  # the guide is found in parts, and shows none
+    monkeypatch.setattr(slice_restoration, "_RUN", 2)  # guide and structure are found in parts, and show none
     model = load_model(build_tiny_restoration(tmp_path, change=0.0, guide=True), device="cpu")
     image = _noisy_head()
     scaling = Scaling.of(image.voxels, model.recipe.slices)
@@ -79,6 +81,44 @@ def test_a_network_with_a_guide_starts_from_non_local_means(tmp_path: Path, monk
         clean = non_local_means(scaled, level)
         expected = (clean + repeated(scaled - clean, clean, level)).clamp(min=0).numpy() * scaling.width
         np.testing.assert_allclose(_run(model, image, **options).volume.voxels, expected, rtol=0, atol=1e-2)
+
+
+def test_what_was_cut_out_stays_and_its_border_is_no_edge_to_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(build_tiny_restoration(tmp_path), device="cpu")
+    scan = _noisy_head()
+    cut = scan.with_voxels(np.where(np.indices(scan.shape)[0] < 20, 0, scan.voxels.clip(10)).astype(np.int16))
+    told: list[torch.Tensor] = []
+
+    def seen(*args: Any) -> torch.Tensor:
+        told.append(network_input(*args))
+        return told[-1]
+
+    monkeypatch.setattr(slice_restoration, "network_input", seen)
+    change = _run(model, cut).residual.voxels
+    assert not change[:20].any()
+    assert change[20:].any()
+    middle = torch.cat(told)[:, 1]
+    assert bool((middle[:, 15:20] > 0).all()), "carried on as far as neighbours are read"
+    assert not middle[:, :15].any()
+    noise = torch.cat(told)[:, 3]
+    assert float(noise[:, 20:30].mean()) == pytest.approx(
+        9 / Scaling.of(cut.voxels, model.recipe.slices).width, rel=0.4
+    )
+
+
+@pytest.mark.parametrize("name", ["t1_ps11_norm.mgz", "t1gd_skullstripped.nii.gz"])
+def test_no_rim_shows_where_a_skull_was_cut_away(shared_data: Path, name: str) -> None:
+    brain = medseg.read(shared_data / "volumes" / name)
+    voxels = np.ascontiguousarray(np.moveaxis(brain.voxels, slice_axis(brain), 2)[:96, :96, 66:78].astype(np.float32))
+    result = _run(load_model("mr-denoise", device="cpu"), Volume(voxels, np.diag([1.0, 1, 1, 1])), force_scope=True)
+    depth = ndimage.distance_transform_edt(voxels > 0)
+    rim, inner = ((depth >= near) & (depth < near + 1) for near in (1, 4))
+    change = result.residual.voxels
+    assert inner.sum() > 300
+    assert abs(change[rim].mean()) < 0.15 * result.quality.noise_before
+    assert (change[depth == 0] == 0).mean() > 0.999, "but for single voxels of the same value within"
 
 
 def test_a_share_of_what_the_guide_took_is_given_back() -> None:

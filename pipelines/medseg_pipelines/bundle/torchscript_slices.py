@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.guide import flat_noise, non_local_means, repeated, tissue_noise
+from medseg.blank import blank_voxels, carried_on
+from medseg.guide import MARGIN, flat_noise, non_local_means, repeated, tissue_noise
 from medseg_pipelines.bundle.torchscript import recorded
 from medseg_pipelines.slices import PlainSlices, channels_of, holds_magnitudes
 
@@ -31,7 +32,7 @@ class WholeVolume(nn.Module):
     def __init__(self, tile: nn.Module, options: PlainSlices, clusters: int, side: int) -> None:
         super().__init__()
         self.tile, self.clusters, self.side = tile, clusters, side
-        self.bins, self.steps = _BINS, _STEPS  # a compiled method sees nothing of its module
+        self.bins, self.steps, self.margin = _BINS, _STEPS, MARGIN  # a compiled method sees nothing of its module
         self.context, self.noise_map, self.guide = options.context, options.noise_map, options.guide
         self.alike, self.magnitudes = options.alike, holds_magnitudes(options)
         self.share = options.percentile / 100
@@ -53,21 +54,24 @@ class WholeVolume(nn.Module):
             high = float(torch.quantile(flat[:: max(1, flat.shape[0] // 1000000)], self.share))
             if high <= 0:
                 high = max(float(volume.max()), 1e-6)
-        seen = ((volume - low) / (high - low)).clamp(self.least, self.most)
-        regions = self.regions(seen)
+        acquired = ((volume - low) / (high - low)).clamp(self.least, self.most)
+        blank = blank_voxels(acquired)
+        seen = carried_on(acquired, blank, self.margin)
+        regions = self.regions(acquired)
         level, guide = 0.0, seen
         if self.guide:
-            level = tissue_noise(seen)
+            level = tissue_noise(acquired)
             guide = non_local_means(seen, level)
         elif self.alike > 0:
-            level = flat_noise(seen)
+            level = flat_noise(acquired)
         found = torch.zeros_like(volume)
         for number in range(volume.shape[2]):
-            found[:, :, number] = self.slice_residual(seen, guide, regions, number)
+            noise = detail_level(acquired[:, :, number], blank[:, :, number]) if self.noise_map else 0.0
+            found[:, :, number] = self.slice_residual(seen, guide, noise, regions, number)
         if self.alike > 0:
-            given_back = repeated(-found, seen + found, level, self.alike, magnitudes=self.magnitudes)
+            given_back = repeated(-found, seen + found, level, self.alike, magnitudes=self.magnitudes, blank=blank)
             found = (seen + found + given_back).clamp(self.least, self.most) - seen
-        return volume + found * (high - low)
+        return volume + found.masked_fill(blank, 0.0) * (high - low)
 
     def regions(self, seen: Tensor) -> Tensor:
         """Clusters of grey value in (X, Y, S), as numbers from 0 on."""
@@ -85,7 +89,7 @@ class WholeVolume(nn.Module):
             centres = torch.where(mass > 0, sums / mass.clamp(min=1.0), centres)
         return nearest[bins]
 
-    def slice_residual(self, seen: Tensor, guide: Tensor, regions: Tensor, number: int) -> Tensor:
+    def slice_residual(self, seen: Tensor, guide: Tensor, noise: float, regions: Tensor, number: int) -> Tensor:
         """(X, Y): what is added to one slice, tiles blended."""
         reach = self.context // 2
         around = torch.arange(number - reach, number + reach + 1, device=seen.device).clamp(0, seen.shape[2] - 1)
@@ -94,7 +98,7 @@ class WholeVolume(nn.Module):
         if self.guide:
             channels.append(guide[:, :, number][None])
         if self.noise_map:
-            channels.append(torch.full_like(middle, detail_level(middle))[None])
+            channels.append(torch.full_like(middle, noise)[None])
         channels.append(regions[:, :, number].float()[None])
         whole = torch.cat(channels)[None]
         width, height = middle.shape[0], middle.shape[1]
@@ -109,11 +113,12 @@ class WholeVolume(nn.Module):
         return (total / weights)[:width, :height].clamp(self.least, self.most) - middle
 
 
-def detail_level(seen: Tensor) -> float:
-    """The noise level of (X, Y), as `medseg.noise.noise_level` finds it where nothing was padded."""
-    across = seen[:-2] - 2 * seen[1:-1] + seen[2:]
-    detail = (across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]) / 6
-    return float(detail.abs().median()) / 0.6745
+def detail_level(image: Tensor, blank: Tensor) -> float:
+    """The noise level of (X, Y) but for what is blank, as `medseg.noise.noise_level` finds it."""
+    across = image[:-2] - 2 * image[1:-1] + image[2:]
+    detail = ((across[:, :-2] - 2 * across[:, 1:-1] + across[:, 2:]) / 6).abs()
+    filled = ~blank[1:-1, 1:-1]
+    return float(detail[filled].median()) / 0.6745 if bool(filled.any()) else 0.0
 
 
 def ramp(side: int) -> Tensor:
