@@ -114,6 +114,33 @@ def test_held_out_slices_are_never_seen(data: Path, tmp_path: Path) -> None:
     assert [stack.target.shape[2] for stack in stacks] == [4, 6]
 
 
+def test_images_are_binned_and_have_noise_levels_of_their_own(data: Path, tmp_path: Path) -> None:
+    sources = [{"file": "a.nii.gz"}, {"file": "a.nii.gz", "binned": 2, "level": [0.5, 0.5]}]
+    crops = _crops(_model(tmp_path / "m", MR | {"images": sources, "crop": 16}), data)
+    whole, binned = (stack.target for stack in crops.stacks)
+    assert (whole.shape, binned.shape) == ((40, 36, 12), (20, 18, 6))
+    assert binned[3, 4, 5] == pytest.approx(whole[6:8, 8:10, 10:12].mean(), rel=1e-5)
+    levels = [crops._level(stack, torch.Generator().manual_seed(0)) for stack in crops.stacks]
+    assert 0.05 <= levels[0] <= 0.2
+    assert levels[1] == pytest.approx(0.5)
+
+
+def test_what_is_cut_out_after_the_scan_holds_no_noise_and_is_carried_on(data: Path, tmp_path: Path) -> None:
+    good = _scan()
+    cut = np.where(np.indices(good.shape)[0] > 13, good.voxels.clip(2), 0).astype(np.float32)
+    write(good.with_voxels(cut), data / "cut.nii.gz")
+    noise = MR["noise"] | {"cut_out": 1.0}
+    crops = _crops(_model(tmp_path / "m", {"images": [{"file": "cut.nii.gz"}], "noise": noise}), data)
+    slab = crops._degraded(crops.stacks[0], (slice(None),) * 3, torch.Generator().manual_seed(1))
+    assert not slab.acquired[:14].any()
+    assert slab.acquired[14:].all()
+    assert np.array_equal(slab.degraded[14:], slab.acquired[14:])
+    for part in (slab.degraded, slab.target):
+        assert not part[:9].any()
+        assert part[9:14].all(), "five voxels further, in both alike"
+    assert np.abs(slab.degraded[9:14] - slab.target[9:14]).mean() < np.abs(slab.degraded - slab.target)[14:].mean()
+
+
 def test_ct_noise_has_the_level_asked_for_inside_the_body(data: Path, tmp_path: Path) -> None:
     slices = {"source": [-1000.0, 1000.0]}
     crops = _crops(_model(tmp_path / "m", CT, **slices), data)
@@ -122,7 +149,7 @@ def test_ct_noise_has_the_level_asked_for_inside_the_body(data: Path, tmp_path: 
         assert stack.noise is not None
         body = stack.target * 2000 - 1000 > -300
         assert stack.noise[0][body].std() == pytest.approx(1.0, rel=0.1)
-    assert 0.01 <= crops._level(torch.Generator().manual_seed(0)) <= 0.03  # 20 to 60 HU of 2000
+    assert 0.01 <= crops._level(crops.stacks[0], torch.Generator().manual_seed(0)) <= 0.03  # 20 to 60 HU of 2000
 
 
 def test_pairs_are_learned_as_they_are(data: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Source(Section):
     planes: Literal["slices", "all"] = "slices"  # "all": of an isotropic volume also those along the other two axes
     repeat: int = Field(default=1, ge=1)  # times that it is among the images to draw from
     zooms: tuple[float, ...] = (1.0,)  # enlargements within the slices, each one more stack: finer pixels than scanned
+    binned: int = Field(default=1, ge=1)  # so many voxels along each axis become their mean, with less noise of its own
+    level: tuple[float, float] | None = None  # of this image, instead of the noise section's
 
 
 class Noise(Section):
@@ -51,6 +53,7 @@ class Noise(Section):
 
     kind: Literal["rician", "low-dose"]
     level: tuple[float, float]  # least and most: share of the scaled range (rician), HU inside the body (low-dose)
+    cut_out: float = Field(default=0.0, ge=0, le=1)  # rician: share of the images that are cut out after the scan
 
 
 class Pairs(Section):
@@ -191,20 +194,21 @@ class RestorationCourse(Course[RestorationOptions]):
         scaled = Scaling.of(volume.voxels, slices).apply(volume.voxels)
         axes = range(3) if source.planes == "all" else [slice_axis(volume)]
         low, high = source.held_out or (0, 0)
-        parts = [scaled[:, :, start:stop] for start, stop in ((0, low), (high, volume.shape[2]))]
+        ends = ((0, low), (high, volume.shape[2]))
+        parts = [_binned(scaled[:, :, start:stop], source.binned) for start, stop in ends]
         stacks = []
         for part, axis, zoom in product(parts, axes, source.zooms):
             flat = stacked(part, axis)
             if part.size and min(flat.shape[:2]) * zoom >= self.options.crop:
                 stack = np.ascontiguousarray(_enlarged(flat, zoom))
-                stacks.append(self._with_noise(stack, volume.spacing[0] / zoom))
+                stacks.append(self._with_noise(stack, volume.spacing[0] * source.binned / zoom, source.level))
         return stacks
 
-    def _with_noise(self, stack: np.ndarray, spacing: float) -> Stack:
+    def _with_noise(self, stack: np.ndarray, spacing: float, level: tuple[float, float] | None) -> Stack:
         """Noise patterns where they take longer to draw than a step may last."""
         if self.options.noise is None or self.options.noise.kind == "rician":
-            return Stack(stack)
-        return Stack(stack, noise=_ct_noise(stack, self._recipe().slices, spacing, self.options.seed))
+            return Stack(stack, level=level)
+        return Stack(stack, noise=_ct_noise(stack, self._recipe().slices, spacing, self.options.seed), level=level)
 
     def _pair(self, degraded: Path, target: Path) -> Stack:
         """One pair on one grid, both scaled alike."""
@@ -214,6 +218,13 @@ class RestorationCourse(Course[RestorationOptions]):
         scaling, axis = Scaling.of(first.voxels, self._recipe().slices), slice_axis(first)
         a, b = (np.ascontiguousarray(stacked(scaling.apply(v.voxels), axis)) for v in (first, second))
         return Stack(b, degraded=a)
+
+
+def _binned(voxels: np.ndarray, count: int) -> np.ndarray:
+    """Means of cubes of `count` voxels; what is left over at the ends is dropped."""
+    x, y, z = (size // count for size in voxels.shape)
+    cubes = voxels[: x * count, : y * count, : z * count].reshape(x, count, y, count, z, count)
+    return voxels if count == 1 else cubes.mean(axis=(1, 3, 5))
 
 
 def _enlarged(stack: np.ndarray, zoom: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from medseg.blank import blank_voxels, carried_on
 from medseg.degradation import add_rician_noise, smooth_field
+from medseg.guide import MARGIN, tissue_noise
+from medseg.noise import noise_map
 from medseg.partition import partition
 from medseg.turns import TURNS, turned
 from medseg_pipelines.recipe import RestorationRecipe
@@ -51,11 +54,13 @@ class Stack:
         target: (X, Y, S), good.
         degraded: (X, Y, S), where a pair says so.
         noise: Patterns of CT noise with standard deviation 1 inside the body, (draws, X, Y, S).
+        level: Least and most noise to add, where it is not as in the other stacks.
     """
 
     target: np.ndarray
     degraded: np.ndarray | None = None
     noise: np.ndarray | None = None
+    level: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,13 @@ class Slab:
     Attributes:
         target: (X, Y, S), good.
         degraded: (X, Y, S).
+        acquired: (X, Y, S), degraded before it was carried on into what was cut away; noise is estimated from it.
         guide: (X, Y, S), where the network sees one.
     """
 
     target: np.ndarray
     degraded: np.ndarray
+    acquired: np.ndarray
     guide: np.ndarray | None = None
 
 
@@ -121,9 +128,10 @@ class Crops(Dataset[Batch]):
             stack = self.stacks[_below(len(self.stacks), generator)]
             side = min(self.options.crop * 3 // 2, *stack.target.shape[:2])
             slab = self._degraded(stack, self._place(stack.target, side, _DEPTH, generator), generator)
-            guide = find_guide(slab.degraded, list(range(slab.degraded.shape[2])))
+            level = tissue_noise(torch.from_numpy(slab.acquired))
+            guide = find_guide(slab.degraded, list(range(slab.degraded.shape[2])), level)
             self.slabs = {n: kept for n, kept in self.slabs.items() if abs(n - number) < _SLABS}
-            self.slabs[number] = Slab(slab.target, slab.degraded, guide)
+            self.slabs[number] = replace(slab, guide=guide)
         return self.slabs[number]
 
     def _degraded(self, stack: Stack, place: tuple[Any, ...], generator: torch.Generator) -> Slab:
@@ -133,10 +141,23 @@ class Crops(Dataset[Batch]):
             degraded = stack.degraded[place]
         elif stack.noise is not None:
             pattern = stack.noise[_below(len(stack.noise), generator)][place]
-            degraded = target + np.float32(self._level(generator)) * pattern
+            degraded = target + np.float32(self._level(stack, generator)) * pattern
         else:
-            degraded = self._rician(target, generator)
-        return Slab(target, np.clip(degraded, *self.slices.limits))
+            return self._magnitudes(stack, target, generator)
+        degraded = np.clip(degraded, *self.slices.limits)
+        return Slab(target, degraded, degraded)
+
+    def _magnitudes(self, stack: Stack, target: np.ndarray, generator: torch.Generator) -> Slab:
+        """A scan with Rician noise, and sometimes without what lies around the anatomy, as restoration then sees it."""
+        assert self.options.noise is not None
+        degraded = np.clip(self._rician(target, self._level(stack, generator), generator), *self.slices.limits)
+        if self.options.noise.cut_out and float(torch.rand((), generator=generator)) < self.options.noise.cut_out:
+            good = torch.from_numpy(target)
+            blank = blank_voxels(good)
+            acquired = torch.from_numpy(degraded).masked_fill(blank, float(good.min()))
+            target, degraded = (carried_on(part, blank, MARGIN).numpy() for part in (good, acquired))
+            return Slab(target, degraded, acquired.numpy())
+        return Slab(target, degraded, degraded)
 
     def _seen(
         self, slab: Slab, square: tuple[slice, slice], around: list[int], generator: torch.Generator
@@ -144,9 +165,12 @@ class Crops(Dataset[Batch]):
         """What the network sees of a square and what it should give, in one of eight orientations."""
         reach, way = self.slices.context // 2, _below(TURNS, generator)
         target, degraded = (turned(part[*square, around], way) for part in (slab.target, slab.degraded))
-        guide = None if slab.guide is None else turned(slab.guide[*square, around[reach : reach + 1]], way)
-        image = network_input(degraded, [reach], self.slices, guide=guide)[0]
-        regions = partition(degraded[:, :, reach : reach + 1], self.how)[:, :, 0]
+        middle = around[reach : reach + 1]
+        guide = None if slab.guide is None else turned(slab.guide[*square, middle], way)
+        acquired = turned(slab.acquired[*square, middle], way)
+        noise = noise_map(acquired) if self.slices.noise_map else None
+        image = network_input(degraded, [reach], self.slices, guide=guide, noise=noise)[0]
+        regions = partition(acquired, self.how)[:, :, 0]
         return image, torch.from_numpy(target[None, :, :, reach].copy()), torch.from_numpy(regions).long()
 
     def _around(self, middle: int, depth: int) -> list[int]:
@@ -164,14 +188,13 @@ class Crops(Dataset[Batch]):
         first = middle - slices // 2
         return slice(x, x + side), slice(y, y + side), np.clip(np.arange(first, first + slices), 0, depth - 1)
 
-    def _level(self, generator: torch.Generator) -> float:
+    def _level(self, stack: Stack, generator: torch.Generator) -> float:
         """A noise level in units of the network, all magnitudes with the same chance."""
         assert self.options.noise is not None
-        low, high = (np.log(v * self.unit) for v in self.options.noise.level)
+        low, high = (np.log(v * self.unit) for v in stack.level or self.options.noise.level)
         return float(np.exp(low + (high - low) * float(torch.rand((), generator=generator))))
 
-    def _rician(self, target: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        level: Tensor | float = self._level(generator)
+    def _rician(self, target: np.ndarray, level: Tensor | float, generator: torch.Generator) -> np.ndarray:
         if bool(torch.rand((), generator=generator) < 0.5):
             level = level * smooth_field((target.shape[0], target.shape[1]), 0.6, 1.8, generator)[:, :, None]
         return add_rician_noise(torch.from_numpy(target), level, generator).numpy()
