@@ -49,8 +49,8 @@ def slabs(model: str, data: Path) -> Iterator[Slab]:
     course = course_of(model)
     assert isinstance(course, RestorationCourse)
     for source in course.options.images:
-        if source.held_out is None or source.held_out[1] - source.held_out[0] <= 4 * MARGIN:
-            continue  # too few slices to score
+        if source.binned > 1 or source.held_out is None or source.held_out[1] - source.held_out[0] <= 4 * MARGIN:
+            continue  # coarser voxels of an image that is there as it is, or too few slices to score
         volume = to_ras(medseg.read(data / source.file))[0]
         low, high = source.held_out
         affine = volume.affine.copy()

@@ -44,9 +44,9 @@ def tissue_noise(
             detail = detail.narrow(axis, 1, count) - detail.narrow(axis, 0, count)
             mean = mean.narrow(axis, 1, count) + mean.narrow(axis, 0, count)
             gain *= 2.0
-    detail, mean = detail.abs().flatten() / gain**0.5, mean.flatten() / gain
-    step = max(1, detail.shape[0] // samples)
-    detail, mean = detail[::step], mean[::step]
+    detail, mean = detail.flatten(), mean.flatten() / gain
+    step = max(1, detail.shape[0] // samples) | 1
+    detail, mean = (_between_steps(detail[::step], _grey_step(image)) / gain**0.5).abs(), mean[::step]
     filled = mean > image.min()
     if not bool(filled.any()):
         return 0.0
@@ -60,6 +60,19 @@ def tissue_noise(
     if air and float(dark.float().mean()) >= 10 * few:
         level = min(level, float(detail[dark].median()) / 0.6745 / 0.655)  # Rayleigh's standard deviation
     return level
+
+
+def _grey_step(image: Tensor, samples: int = 1 << 16, few: int = 16) -> float:
+    """What rounding left between neighbouring grey values; 0 where there are fewer of them than `few`."""
+    flat = image.flatten()
+    values = torch.unique(flat[:: max(1, flat.shape[0] // samples) | 1])
+    return float(values.diff().median()) if values.shape[0] >= few else 0.0
+
+
+def _between_steps(values: Tensor, step: float) -> Tensor:
+    """Rounded values, each somewhere in what is rounded to it: their median would lie on a step."""
+    places = torch.arange(values.shape[0], device=values.device, dtype=torch.float64) * 0.6180339887498949
+    return values + ((places - places.floor() - 0.5) * step).to(values.dtype)
 
 
 def flat_noise(image: Tensor, samples: int = 1 << 23) -> float:

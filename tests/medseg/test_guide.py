@@ -71,6 +71,9 @@ def test_level_is_that_of_the_tissue_and_not_of_the_air(level: float) -> None:
     assert tissue_noise(image) == pytest.approx(level, rel=0.06)
     assert tissue_noise(image[:, :, :1]) == pytest.approx(level, rel=0.15)
     assert tissue_noise(torch.zeros(8, 8, 8)) == 0.0
+    for scale in (level, 1.2):
+        rounded = (image * (scale / level)).round() * 7
+        assert tissue_noise(rounded) == pytest.approx(7 * scale, rel=0.06), "between the steps of whole numbers too"
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.7])
