@@ -18,7 +18,7 @@ def blank_voxels(image: Tensor) -> Tensor:
     Noise leaves no such cube.
 
     Args:
-        image: (X, Y, Z); float32.
+        image: (X, Y, Z), float32.
 
     Returns:
         (X, Y, Z), bool.
