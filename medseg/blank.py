@@ -1,7 +1,8 @@
 """Where a volume holds no image: air that was painted over, what a skull was cut away with, padding of a scanner.
 
-Such places hold no noise, and their border is no edge of anatomy. PyTorch alone and within what TorchScript compiles,
-so that it also travels in bundles.
+Such places hold no noise, and their border is no edge of anatomy. They are found in 3D, by the smallest value alone;
+`medseg.noise`, which looks at single slices, also leaves out padding of a second value. PyTorch alone and within what
+TorchScript compiles, so that it also travels in bundles.
 """
 
 from __future__ import annotations

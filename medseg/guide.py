@@ -23,8 +23,8 @@ def tissue_noise(
 ) -> float:
     """The noise level where there is signal, from differences along all three axes, which hold hardly any anatomy.
 
-    Median of the corner differences of 2 x 2 x 2 voxels (Donoho 1994, for the finest Haar details). In the air the
-    noise of magnitudes is a third weaker, so air is left out.
+    Median of the corner differences of 2 x 2 x 2 voxels (Donoho 1994, for the finest Haar details), of whole grey
+    values between their steps too. In the air the noise of magnitudes is a third weaker, so air is left out.
 
     Args:
         image: (X, Y, Z) magnitudes; along an axis of one voxel no difference is taken.
@@ -70,7 +70,7 @@ def _grey_step(image: Tensor, samples: int = 1 << 16, few: int = 16) -> float:
 
 
 def _between_steps(values: Tensor, step: float) -> Tensor:
-    """Rounded values, each somewhere in what is rounded to it: their median would lie on a step."""
+    """Rounded values spread evenly over what was rounded to each, or their median could only be one of the steps."""
     places = torch.arange(values.shape[0], device=values.device, dtype=torch.float64) * 0.6180339887498949
     return values + ((places - places.floor() - 0.5) * step).to(values.dtype)
 
